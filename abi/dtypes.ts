@@ -1,0 +1,60 @@
+/** Element types of registers, tensors and states. Ids are written into plans: append, never renumber. */
+export const dtypes = {
+  f32: { id: 1, bytes: 4, safetensors: 'F32' },
+  f16: { id: 2, bytes: 2, safetensors: 'F16' },
+  bf16: { id: 3, bytes: 2, safetensors: 'BF16' },
+  i8: { id: 4, bytes: 1, safetensors: 'I8' },
+  i32: { id: 5, bytes: 4, safetensors: 'I32' },
+} as const
+
+export type DType = keyof typeof dtypes
+export const dtypeNames = Object.keys(dtypes) as DType[]
+
+/** The dtype of a plan id, or undefined for an id this runtime does not know. */
+export function dtypeOf(id: number): DType | undefined {
+  return dtypeNames.find((name) => dtypes[name].id === id)
+}
+
+const scratch = new DataView(new ArrayBuffer(4))
+
+/** bf16 bits to number: the upper half of a float32. */
+export function bf16ToNumber(bits: number): number {
+  scratch.setUint32(0, bits << 16)
+  return scratch.getFloat32(0)
+}
+
+/** Number to bf16 bits, round to nearest even; NaN stays NaN. */
+export function numberToBf16(value: number): number {
+  scratch.setFloat32(0, value)
+  const bits = scratch.getUint32(0)
+  if (value !== value) return (bits >>> 16) | 0x40
+  return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff
+}
+
+/** IEEE 754 binary16 bits to number, subnormals, infinities and NaN included. */
+export function f16ToNumber(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1
+  const exponent = (bits >>> 10) & 31
+  const fraction = bits & 1023
+  if (exponent === 0) return sign * fraction * 2 ** -24
+  if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15)
+}
+
+/** Number to IEEE 754 binary16 bits, round to nearest even from the float32 value. */
+export function numberToF16(value: number): number {
+  scratch.setFloat32(0, value)
+  const bits = scratch.getUint32(0)
+  const sign = (bits >>> 16) & 0x8000
+  const magnitude = bits & 0x7fffffff
+  if (magnitude > 0x7f800000) return sign | 0x7e00
+  if (magnitude >= 0x477ff000) return sign | 0x7c00
+  if (magnitude < 0x38800000) {
+    // below the smallest normal: units of 2^-24
+    const units = Math.abs(Math.fround(value)) * 2 ** 24
+    const floor = Math.floor(units)
+    const rest = units - floor
+    return sign | (rest > 0.5 || (rest === 0.5 && floor & 1) ? floor + 1 : floor)
+  }
+  return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13)
+}

@@ -1,0 +1,108 @@
+/**
+ * The edge to the native addon: its interface, and the one place that loads it. No V8 value is held past a call, except
+ * the two buffers of a step while that step runs.
+ */
+
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { fail } from '../errors.ts'
+
+/** Why the verifier refuses a plan. `rule` is a stable name; `where` names instruction, register or byte. */
+export interface PlanFault {
+  readonly rule: string
+  readonly where: string
+  readonly reason: string
+  /** Set when the plan needs a newer runtime than this one. */
+  readonly minRuntime?: number
+}
+
+export interface Machine {
+  readonly arch: string
+  readonly cpu: string
+  readonly physicalCores: number
+  readonly features: readonly string[]
+  /** Instruction sets that this build has and this machine can run, best first. */
+  readonly available: readonly string[]
+  /** Instruction sets of the build that are left out, with the reason. */
+  readonly unavailable: readonly { readonly isa: string; readonly reason: string }[]
+}
+
+export interface NativeWeightFile {
+  readonly path: string
+  readonly bytes: number
+  /** Index of the plan's tensor, byte offset in the file, bytes. */
+  readonly tensors: readonly { readonly tensor: number; readonly offset: number; readonly bytes: number }[]
+}
+
+export interface NativeModelOptions {
+  readonly plan: Uint8Array
+  readonly weights: readonly NativeWeightFile[]
+  /** Instruction set; the best available when empty. */
+  readonly isa: string
+  readonly threads: number
+  readonly limits: {
+    readonly tokens: number
+    readonly rows: number
+    readonly sequences: number
+    readonly blocksPerSequence: number
+  }
+  /** Blocks of every paged state, dump block included. */
+  readonly blocks: number
+  /** Slots of every fixed state, dump slot included. */
+  readonly slots: number
+}
+
+/** Native failures carry a stable code of errors.ts and its details; compute/ turns them into typed errors. */
+export interface NativeFault {
+  readonly code: string
+  readonly details: Readonly<Record<string, string | number>>
+}
+
+export interface NativeModel {
+  /** Runs one step on the model's own thread. The buffers must not change until it settles; null is success. */
+  step(step: ArrayBuffer, result: ArrayBuffer): Promise<NativeFault | null>
+  /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. */
+  readState(state: number, unit: number): Uint8Array
+  writeState(state: number, unit: number, bytes: Uint8Array): void
+  memory(): {
+    readonly weightsBytes: number
+    readonly arenaBytes: number
+    readonly stateBytes: number
+    readonly scratchBytes: number
+  }
+  readonly isa: string
+  readonly threads: number
+  /** Waits for the running step, then frees everything at once. Idempotent. */
+  dispose(): void
+}
+
+export interface Addon {
+  machine(): Machine
+  /** Null: the plan is sound. Never throws on any bytes. */
+  verifyPlan(plan: Uint8Array): PlanFault | null
+  /** Private, lazily read mapping of a whole file; freed with the buffer. Writes to it stay private. */
+  mapFile(path: string): ArrayBuffer
+  openModel(options: NativeModelOptions): NativeModel | NativeFault
+}
+
+let loaded: Addon | undefined
+
+/** Folder that holds package.json: the sources' root, or the parent of dist/. */
+export function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder)
+  return folder
+}
+
+/** Loads the addon once; throws DeviceError ADDON_MISSING with the loader's reason. */
+export function addon(): Addon {
+  if (loaded) return loaded
+  try {
+    loaded = createRequire(import.meta.url)(join(packageRoot(), 'build', 'Release', 'ingot.node')) as Addon
+    return loaded
+  } catch (cause) {
+    throw fail('ADDON_MISSING', { reason: (cause as Error).message.split('\n')[0] }, cause)
+  }
+}

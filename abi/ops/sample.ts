@@ -1,0 +1,29 @@
+import { op, u32 } from './define.ts'
+
+/** Most alternatives that `sample` reports beside the chosen token. */
+export const TOP_LOGPROBS = 20
+
+/**
+ * Chooses one token a row by the row's SampleParams (abi/step.ts), in this order: logit bias; repetition penalty over
+ * prompt and output (z > 0 ? z / r : z * r); presence and frequency penalties over the output; then greedy where
+ * temperature is 0 (ties to the lower id), else temperature, top_k, top_p, min_p and one draw.
+ * The draw is Philox4x32-10 (Salmon et al., 2011) keyed by seed with counter = position, so it depends on nothing else.
+ *
+ * tokens: (1) i32. logprobs: (1 + 20) f32, log-softmax of the untouched logits at the chosen token, then at the best.
+ * top_tokens: (20) i32, best first, ties to the lower id; -1 beyond the number asked for.
+ */
+export const sample = op({
+  id: 18,
+  name: 'sample',
+  version: 1,
+  paramVersion: [1, 0],
+  inputs: { logits: { space: 'rows', width: ['vocab'] } },
+  outputs: {
+    tokens: { space: 'rows', width: [1], dtype: 'i32' },
+    logprobs: { space: 'rows', width: [1 + TOP_LOGPROBS] },
+    top_tokens: { space: 'rows', width: [TOP_LOGPROBS], dtype: 'i32' },
+  },
+  weights: {},
+  states: {},
+  params: { vocab: u32 },
+})

@@ -1,0 +1,66 @@
+/** What the engine sees of a backend: it opens a plan and runs steps. */
+import type { ResultView, StepLimits, StepView } from '../abi/step.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
+
+/** One stored weight of a package: bytes of a file. */
+export interface StoredTensor {
+  readonly file: string
+  readonly offset: number
+  readonly bytes: number
+}
+
+/** A plan that passed the verifier, with its weights located. */
+export interface LinkedPackage {
+  /** Path, for messages. */
+  readonly path: string
+  readonly plan: ExecutionPlan
+  readonly planBytes: Uint8Array
+  /** By name of the plan's tensors. */
+  readonly tensors: ReadonlyMap<string, StoredTensor>
+}
+
+export interface RunnerOptions {
+  readonly limits: StepLimits
+  /** Blocks of every paged state, the dump block included. */
+  readonly blocks: number
+  /** Slots of every fixed state, the dump slot included. */
+  readonly slots: number
+  /** 0: as many as the machine has physical cores. */
+  readonly threads: number
+  /** Instruction set to use; empty: the best available. */
+  readonly isa: string
+}
+
+export interface DeviceInfo {
+  readonly backend: string
+  /** For people: "AVX-512 VNNI, 2 threads". */
+  readonly description: string
+  readonly isa: string
+  readonly threads: number
+  /** Whether a request's output is independent of the batch, bit for bit. */
+  readonly deterministic: boolean
+}
+
+export interface MemoryUse {
+  readonly weightsBytes: number
+  readonly arenaBytes: number
+  readonly stateBytes: number
+  readonly scratchBytes: number
+}
+
+/** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
+export interface Runner {
+  readonly info: DeviceInfo
+  /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
+  step(step: StepView, result: ResultView): Promise<void>
+  memory(): MemoryUse
+  dispose(): void
+}
+
+export interface Backend {
+  readonly name: string
+  /** Undefined when it can run here; else why not, with a stable reason code. */
+  unavailable(): { readonly code: string; readonly reason: string } | undefined
+  /** Links `pkg` (every gap reported at once) and opens it. */
+  open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
+}

@@ -1,0 +1,21 @@
+/** A kernel table: what one backend runs of every opcode. Complete at compile time: a missing opcode is a type error. */
+import type { DType } from '../abi/dtypes.ts'
+import type { OpName } from '../abi/ops/index.ts'
+
+export interface Kernel {
+  /** Symbol in native/<backend>/, and name of the file that holds it. */
+  readonly symbol: string
+  /** Highest opcode version that it implements. */
+  readonly version: number
+  /** dtypes of the tiled weights it reads; empty where the opcode has none. */
+  readonly weights: readonly DType[]
+  /** dtypes of paged or fixed state it reads and writes. */
+  readonly states?: readonly DType[]
+  /** Upper limits on parameters, inclusive: { head_dim: 512 }. */
+  readonly limits?: Readonly<Record<string, number>>
+}
+/** Not implemented, and why: shown to whoever links a plan that needs it. */
+export interface Unsupported {
+  readonly unsupported: string
+}
+export type KernelTable = Readonly<Record<OpName, Kernel | Unsupported>>

@@ -1,0 +1,102 @@
+/**
+ * Every error that Ingot throws, in one table.
+ *
+ * Four classes by who must act: ConfigError (the caller), PlanError (the artifact: checkpoint, plan or package),
+ * DeviceError (the machine) and CancelledError. A code never changes its meaning; `details` carries what the message
+ * names. Throw with `throw fail('CODE', { ... })`: the details are typed from the placeholders of the message.
+ */
+export class IngotError extends Error {
+  readonly code: ErrorCode
+  readonly details: Readonly<Record<string, unknown>>
+  constructor(code: ErrorCode, message: string, details: Record<string, unknown>, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause })
+    this.name = new.target.name
+    this.code = code
+    this.details = Object.freeze({ ...details })
+  }
+}
+/** The caller passed something that cannot be done: change the call. */
+export class ConfigError extends IngotError {}
+/** A checkpoint, plan or package is wrong: change or rebuild the artifact. */
+export class PlanError extends IngotError {}
+/** The machine cannot do it now, or failed: memory, device, driver, addon. */
+export class DeviceError extends IngotError {}
+/** The caller, a deadline or a dispose ended the work. */
+export class CancelledError extends IngotError {}
+
+const config = <const T extends string>(message: T) => ({ type: ConfigError, message }) as const
+const plan = <const T extends string>(message: T) => ({ type: PlanError, message }) as const
+const device = <const T extends string>(message: T) => ({ type: DeviceError, message }) as const
+const cancelled = <const T extends string>(message: T) => ({ type: CancelledError, message }) as const
+
+/** Message templates. Each says which, expected, got, and what to do. */
+export const errors = {
+  // the call
+  OPTION_UNKNOWN: config('unknown option "{option}" of {where}; known options: {known}'),
+  OPTION_INVALID: config('{option}: expected {expected}, got {got}'),
+  PROMPT_EMPTY: config('the prompt has no tokens; pass at least one token'),
+  PROMPT_TOO_LONG: config(
+    'the prompt has {tokens} tokens, and the context holds {limit}; shorten it or open with a larger contextTokens',
+  ),
+  TOKEN_OUT_OF_RANGE: config('token {token} at index {index} is outside the vocabulary of {vocabulary}'),
+  TOKENIZER_MISSING: config('{package} has no tokenizer; pass token ids, or compile a checkpoint with tokenizer.json'),
+  CHAT_TEMPLATE_MISSING: config(
+    '{package} has no chat template; pass a prompt, or compile a checkpoint with chat_template.jinja',
+  ),
+  CHAT_TEMPLATE_FAILED: config('the chat template of {package} refused these messages: {reason}'),
+  QUEUE_FULL: config('the queue holds {limit} requests already; retry later or open with a larger queueLimit'),
+  MODEL_DISPOSED: config('{package} is disposed; open it again'),
+  BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
+  BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
+  OUTPUT_EXISTS: config('{path} exists and is not an Ingot package; choose another output'),
+  OUTPUT_UNWRITABLE: config('cannot write {path}: {reason}'),
+  USAGE: config('{reason}'),
+  // checkpoints
+  FILE_MISSING: plan('{path}: no such file; expected {expected}'),
+  FILE_UNREADABLE: plan('{path}: cannot be read: {reason}'),
+  FILE_TRUNCATED: plan('{path}: {thing} needs {expected} bytes, the file has {got}'),
+  SAFETENSORS_HEADER: plan('{path}: not a valid safetensors header: {reason}'),
+  SAFETENSORS_INDEX: plan('{path}: not a valid safetensors index: {reason}'),
+  CONFIG_INVALID: plan('{path}: {field}: expected {expected}, got {got}'),
+  JSON_INVALID: plan('{path}: not valid JSON: {reason}'),
+  ARCHITECTURE_UNSUPPORTED: plan('{path}: architecture {got} is not supported; supported: {expected}'),
+  ROPE_UNSUPPORTED: plan('{path}: rope type {got} is not supported; supported: {expected}'),
+  DTYPE_UNSUPPORTED: plan('{path}: {thing}: dtype {got} is not supported; supported: {expected}'),
+  TENSOR_MISSING: plan('{path}: tensor {tensor} is missing; expected shape {expected}'),
+  TENSOR_EXTRA: plan('{path}: tensor {tensor} is not used by architecture {architecture}; remove it or fix the config'),
+  TENSOR_SHAPE: plan('{path}: tensor {tensor}: expected shape {expected}, got {got}'),
+  QUANTIZE_UNSUPPORTED: config('cannot quantize to {quantize}: {reason}'),
+  // plans and packages
+  PLAN_INVALID: plan('{path}: the plan breaks rule {rule} at {where}: {reason}'),
+  PLAN_NEWER: plan('{path}: the plan needs runtime {expected}, this is {got}; upgrade ingot'),
+  PACKAGE_INVALID: plan('{path}: {thing}: expected {expected}, got {got}; compile the package again'),
+  PACKAGE_NEWER: plan('{path}: package format {got} is newer than {expected}; upgrade ingot'),
+  HASH_MISMATCH: plan('{path}: content hash: expected {expected}, got {got}; the file changed after it was compiled'),
+  LINK_GAPS: plan('backend "{backend}" cannot run {path}: {gaps}'),
+  // the machine
+  ADDON_MISSING: device('the native addon is not built ({reason}); run "npm run build"'),
+  ISA_UNAVAILABLE: config('instruction set "{isa}" is not available on this machine; available: {available}'),
+  OUT_OF_MEMORY: device('{thing} needs {needed} bytes, {available} are available; lower maxSlots or contextTokens'),
+  STEP_FAILED: device('a step failed in {where}: {reason}'),
+  WORKER_FAILED: device('a worker thread failed: {reason}'),
+  // cancellation
+  ABORTED: cancelled('the request was aborted by its signal'),
+  DEADLINE_EXCEEDED: cancelled('the request passed its deadline of {milliseconds} ms'),
+  DISPOSED: cancelled('the model was disposed while the request was running'),
+} as const
+
+export type ErrorCode = keyof typeof errors
+type Placeholders<T extends string> = T extends `${string}{${infer Name}}${infer Rest}`
+  ? Name | Placeholders<Rest>
+  : never
+export type ErrorDetails<C extends ErrorCode> = Record<Placeholders<(typeof errors)[C]['message']>, unknown>
+
+/** Builds the error of `code`; placeholders without a detail stay visible, so that a gap shows. */
+export function fail<C extends ErrorCode>(code: C, details: ErrorDetails<C>, cause?: unknown): IngotError {
+  const { type: ErrorType, message } = errors[code]
+  const text = message.replace(/\{(\w+)\}/g, (hole, name: string) => {
+    const value = (details as Record<string, unknown>)[name]
+    return value === undefined ? hole : Array.isArray(value) ? value.join(', ') : String(value)
+  })
+  return new ErrorType(code, text, details as Record<string, unknown>, cause)
+}

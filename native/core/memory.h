@@ -1,0 +1,46 @@
+// Anonymous and file-backed memory, page-granular, released at once.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "status.h"
+
+namespace ingot {
+
+// Anonymous pages, zero until first touched; committed lazily by the kernel.
+class Region {
+ public:
+  Region() = default;
+  ~Region() { release(); }
+  Region(Region&& other) noexcept;
+  Region& operator=(Region&& other) noexcept;
+  // Fault OUT_OF_MEMORY, with `thing`, needed and available bytes, when the machine does not have them.
+  static Fault allocate(const char* thing, size_t bytes, Region& out);
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  void release();
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A whole file, mapped privately: writes never reach the file.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  ~MappedFile() { release(); }
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  static Fault open(const std::string& path, bool writable, MappedFile& out);
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  void release();
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace ingot
