@@ -16,6 +16,7 @@ import {
   type ParamField,
   QUANT_GROUP,
   type Size,
+  type StateKind,
   spaces,
   stateAccesses,
   stateKinds,
@@ -26,7 +27,7 @@ import { TOP_LOGPROBS } from './ops/sample.ts'
 import { pools } from './ops/tokens.ts'
 import { PARAM_HEADER_BYTES, paramBlockBytes } from './param-block.ts'
 import type { RecordDef } from './record.ts'
-import { BLOCK_TOKENS } from './state.ts'
+import { BLOCK_TOKENS, capabilities, forks } from './state.ts'
 import {
   biasEntry,
   copyPair,
@@ -149,6 +150,10 @@ export function generateAbiHeader(): string {
   const layoutTable = Object.values(layouts)
     .map((l) => `{${l.rows}, ${l.pack}, ${l.align}}`)
     .join(', ')
+  const capabilityTable = (Object.keys(stateKinds) as StateKind[])
+    .map((kind) => capabilities[kind])
+    .map((c) => `{${c.lifecycle}u, ${c.rewind}u, ${forks[c.fork]}, ${c.zeroInit}}`)
+    .join(', ')
   return (
     `${banner('abi/generate.ts')}#include <cstddef>\n#include <cstdint>\n\nnamespace ingot {\n\n` +
     enumOf('DType', 'uint8_t', ids(dtypes)) +
@@ -162,6 +167,7 @@ export function generateAbiHeader(): string {
     `inline constexpr uint8_t kSpaces = ${Object.keys(spaces).length};\n` +
     enumOf('StateKind', 'uint8_t', stateKinds) +
     enumOf('StateAccess', 'uint8_t', stateAccesses) +
+    `// What a state may declare, at its kind - 1 (abi/state.ts).\nstruct CapabilityDef { uint32_t lifecycle, rewind; uint8_t fork; bool zero_init; };\ninline constexpr CapabilityDef kCapabilities[] = {${capabilityTable}};\n` +
     enumOf('Activation', 'uint32_t', activations) +
     enumOf('RopeStyle', 'uint32_t', ropeStyles) +
     enumOf('Router', 'uint32_t', routers) +

@@ -16,6 +16,9 @@ enum class Space : uint8_t { tokens = 0, rows = 1, sequences = 2 };
 inline constexpr uint8_t kSpaces = 3;
 enum class StateKind : uint8_t { paged = 1, ring = 2, fixed = 3 };
 enum class StateAccess : uint8_t { read = 1, write = 2, readwrite = 3 };
+// What a state may declare, at its kind - 1 (abi/state.ts).
+struct CapabilityDef { uint32_t lifecycle, rewind; uint8_t fork; bool zero_init; };
+inline constexpr CapabilityDef kCapabilities[] = {{15u, 4294967295u, 2, false}, {15u, 0u, 1, false}, {15u, 0u, 1, true}};
 enum class Activation : uint32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, relu = 4, sigmoid = 5, tanh = 6, relu2 = 7 };
 enum class RopeStyle : uint32_t { half = 0, interleaved = 1 };
 enum class Router : uint32_t { softmax = 0, sigmoid = 1 };
