@@ -1,0 +1,87 @@
+/** compile(): a checkpoint folder to a package. */
+import { stat } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
+import { fail } from '../errors.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
+import { verifyPlan } from '../plans/verify.ts'
+import { type FusionChoice, fusionNames } from './compile/fuse.ts'
+import { compileCheckpoint } from './compile/index.ts'
+import { quantization } from './compile/quantize.ts'
+import { shown } from './config.ts'
+import type { MapFile } from './files.ts'
+import { type Manifest, PLAN_FILE } from './package.ts'
+import { type Progress, writePackage } from './package-writer.ts'
+
+export interface CompileOptions {
+  /** Folder to write; default: `<name of the checkpoint>.ingot` in the working directory. */
+  readonly out?: string | undefined
+  /** Weights as they are (default), or int8 in groups of 32 with f16 scales. */
+  readonly quantize?: 'none' | 'q8' | 'q4' | undefined
+  readonly onProgress?: ((progress: Progress) => void) | undefined
+  /** Stops the work and removes what was written. */
+  readonly signal?: AbortSignal | undefined
+  /** Fusions to switch off, by name. */
+  readonly fusions?: FusionChoice | undefined
+  /** Maps a file; the native addon does it by default. */
+  readonly mapFile?: MapFile | undefined
+}
+
+export interface CompileResult {
+  readonly path: string
+  readonly plan: ExecutionPlan
+  readonly planHash: string
+  readonly manifest: Manifest
+  /** Bytes of all stored tensors. */
+  readonly weightsBytes: number
+}
+
+const optionNames = ['out', 'quantize', 'onProgress', 'signal', 'fusions', 'mapFile']
+
+function checkOptions(options: CompileOptions): void {
+  const check = (where: string, given: object, known: readonly string[]) => {
+    const option = Object.keys(given).find((name) => !known.includes(name))
+    if (option) throw fail('OPTION_UNKNOWN', { option, where, known })
+  }
+  check('compile', options, optionNames)
+  check('compile fusions', options.fusions ?? {}, fusionNames)
+  const expect = (option: string, expected: string, value: unknown, good: boolean) => {
+    if (value !== undefined && !good) throw fail('OPTION_INVALID', { option, expected, got: shown(value) })
+  }
+  const { out, onProgress, signal, fusions } = options
+  expect('out', 'a path', out, typeof out === 'string' && out !== '')
+  expect('onProgress', 'a function', onProgress, typeof onProgress === 'function')
+  expect('signal', 'an AbortSignal', signal, signal instanceof AbortSignal)
+  for (const [name, on] of Object.entries(fusions ?? {}))
+    expect(`fusions.${name}`, 'true or false', on, typeof on === 'boolean')
+}
+
+/** The checkpoint must be a folder. Throws OPTION_INVALID or FILE_MISSING. */
+async function checkSource(source: string): Promise<void> {
+  const expected = 'a folder with config.json and safetensors'
+  if (typeof source !== 'string' || source === '')
+    throw fail('OPTION_INVALID', { option: 'checkpoint', expected, got: shown(source) })
+  const info = await stat(source).catch(() => undefined)
+  if (!info) throw fail('FILE_MISSING', { path: source, expected })
+  if (info.isDirectory()) return
+  const got = source.endsWith('.gguf') ? `${source}; GGUF files are not read yet` : source
+  throw fail('OPTION_INVALID', { option: 'checkpoint', expected, got })
+}
+
+/**
+ * Compiles the checkpoint in folder `source` into a package: reads every weight once to hash it and once to convert it,
+ * holds about one chunk at a time, and never keeps the event loop for long. The same checkpoint and options give the same
+ * bytes. Throws ConfigError or PlanError; on failure nothing is left at `out`.
+ */
+export async function compile(source: string, options: CompileOptions = {}): Promise<CompileResult> {
+  checkOptions(options)
+  const quantize = quantization(options.quantize)
+  await checkSource(source)
+  const { fusions = {}, signal, mapFile, onProgress } = options
+  const out = options.out ?? `${basename(resolve(source))}.ingot`
+  const compiled = await compileCheckpoint(source, { quantize, fusions, signal, ...(mapFile ? { mapFile } : {}) })
+  const { plan, planBytes, planHash } = compiled
+  verifyPlan(planBytes, join(out, PLAN_FILE))
+  const manifest = await writePackage(compiled, out, { signal, onProgress })
+  const weightsBytes = plan.tensors.reduce((sum, { bytes }) => sum + bytes, 0)
+  return Object.freeze({ path: out, plan, planHash, manifest, weightsBytes })
+}

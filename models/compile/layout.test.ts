@@ -1,0 +1,155 @@
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { bf16ToNumber, type DType, f16ToNumber, numberToBf16, numberToF16 } from '../../abi/dtypes.ts'
+import { elementIndex, paddedShape } from '../../abi/layouts.ts'
+import { tensor, values } from '../example.test-checkpoint.ts'
+import type { Weight } from '../graph.ts'
+import { packWeights, quantizeRow, toFloat32 } from './layout.ts'
+import { type StoredWeight, TensorTable } from './lower.ts'
+import { Pacer } from './pacer.ts'
+
+const names = { f32: 'F32', f16: 'F16', bf16: 'BF16' } as const
+const rounded = {
+  f32: Math.fround,
+  f16: (x: number) => f16ToNumber(numberToF16(x)),
+  bf16: (x: number) => bf16ToNumber(numberToBf16(x)),
+}
+type Float = keyof typeof names
+
+/** A weight of stacked parts, its source bytes (deliberately unaligned) and its exact values, row-major. */
+function weightOf(dtype: Float, rows: readonly number[], cols: number, encoding: Weight['encoding']) {
+  const read = new Map<string, Uint8Array>()
+  const exact: number[] = []
+  const parts = rows.map((count, i) => {
+    const numbers = values(count * cols, i + 3)
+    const { bytes } = tensor(names[dtype], [count, cols], numbers)
+    const shifted = new Uint8Array(bytes.length + 1)
+    shifted.set(bytes, 1)
+    read.set(`p${i}`, shifted.subarray(1))
+    exact.push(...numbers.map(rounded[dtype]))
+    return { tensor: `p${i}`, dtype: dtype as DType, elements: count * cols }
+  })
+  const weight: Weight = { name: 'w', rows: rows.reduce((a, b) => a + b), cols, dtype, parts, encoding }
+  return { weight, exact, read: (name: string) => read.get(name)! }
+}
+
+async function stored(weight: Weight, form: 'row' | 'tiled', read: (name: string) => Uint8Array) {
+  const table = new TensorTable()
+  table.add(weight, form)
+  const chunks = table.stored.map(() => [] as Uint8Array[])
+  for await (const { index, bytes } of packWeights(table.stored, read, new Pacer())) chunks[index]!.push(bytes)
+  return table.stored.map((each: StoredWeight, i) => ({ ...each.tensor, data: Buffer.concat(chunks[i]!) }))
+}
+
+const element = {
+  f32: (data: Buffer, i: number) => data.readFloatLE(i * 4),
+  f16: (data: Buffer, i: number) => f16ToNumber(data.readUInt16LE(i * 2)),
+  bf16: (data: Buffer, i: number) => bf16ToNumber(data.readUInt16LE(i * 2)),
+  i8: (data: Buffer, i: number) => data.readInt8(i),
+  i32: (data: Buffer, i: number) => data.readInt32LE(i * 4),
+}
+
+const shapes = fc.record({
+  dtype: fc.constantFrom<Float>('f32', 'f16', 'bf16'),
+  rows: fc.array(fc.integer({ min: 1, max: 37 }), { minLength: 1, maxLength: 3 }),
+  cols: fc.integer({ min: 1, max: 97 }),
+})
+
+describe('packing', () => {
+  test('puts every element where elementIndex says, and zero elsewhere', async () => {
+    await fc.assert(
+      fc.asyncProperty(shapes, async ({ dtype, rows, cols }) => {
+        const { weight, exact, read } = weightOf(dtype, rows, cols, 'plain')
+        const [packed] = await stored(weight, 'tiled', read)
+        const { layout, data, bytes } = packed!
+        expect(data.length).toBe(bytes)
+        const [paddedRows, paddedCols] = paddedShape(layout, weight.rows, cols)
+        const got = Array.from({ length: paddedRows * paddedCols }, (_, i) => element[dtype](data, i))
+        const expected = new Array(got.length).fill(0)
+        exact.forEach((value, i) => {
+          expected[elementIndex(layout, cols, Math.floor(i / cols), i % cols)] = value
+        })
+        expect(got).toEqual(expected)
+      }),
+      { numRuns: 60 },
+    )
+  })
+
+  test('a row weight becomes float32, exactly', async () => {
+    for (const dtype of ['f32', 'f16', 'bf16'] as const) {
+      const { weight, exact, read } = weightOf(dtype, [1, 1], 70_001, 'plain')
+      const vector = { ...weight, rows: 1, cols: 140_002 }
+      const [packed] = await stored(vector, 'row', read)
+      expect(packed).toMatchObject({ dtype: 'f32', layout: 'row', bytes: 560_008 })
+      expect(new Float32Array(packed!.data.buffer, packed!.data.byteOffset, 140_002)).toEqual(Float32Array.from(exact))
+    }
+  })
+
+  test('every f16 and bf16 converts exactly, NaN and infinities included', () => {
+    const halves = Uint16Array.from({ length: 65_536 }, (_, i) => i)
+    for (const [dtype, exact] of [
+      ['f16', f16ToNumber],
+      ['bf16', bf16ToNumber],
+    ] as const) {
+      const target = new Float32Array(65_536)
+      toFloat32(dtype, new Uint8Array(halves.buffer), target)
+      for (const i of halves) if (!Object.is(target[i], exact(i))) expect(target[i]).toBe(exact(i))
+    }
+  })
+})
+
+describe('q8', () => {
+  test('values and scales lie where elementIndex says, and miss by at most half a step', async () => {
+    await fc.assert(
+      fc.asyncProperty(shapes, async ({ dtype, rows, cols }) => {
+        const { weight, exact, read } = weightOf(dtype, rows, cols, 'q8')
+        const [packed, scales] = await stored(weight, 'tiled', read)
+        expect([packed!.dtype, packed!.layout, scales!.dtype, scales!.layout]).toEqual([
+          'i8',
+          'tile16x4',
+          'f16',
+          'tile16',
+        ])
+        expect([packed!.data.length, scales!.data.length]).toEqual([packed!.bytes, scales!.bytes])
+        for (const [i, value] of exact.entries()) {
+          const [row, col] = [Math.floor(i / cols), i % cols]
+          const scale = element.f16(scales!.data, elementIndex('tile16', scales!.cols, row, Math.floor(col / 32)))
+          const q = element.i8(packed!.data, elementIndex('tile16x4', cols, row, col))
+          // Half a step, and what rounding the scale to f16 clips from the largest value of a group.
+          expect(Math.abs(q * scale - value)).toBeLessThanOrEqual(scale * (0.5 + 127 * 2 ** -11))
+          expect(Math.abs(q)).toBeLessThanOrEqual(127)
+        }
+      }),
+      { numRuns: 40 },
+    )
+  })
+
+  const quantized = (row: number[]) => {
+    const [q, s] = [new Int8Array(row.length), new Uint16Array(Math.ceil(row.length / 32))]
+    return { ok: quantizeRow(Float32Array.from(row), q, s), q: [...q], s: [...s].map(f16ToNumber) }
+  }
+  test('rounds ties to even, with the scale that is stored', () => {
+    expect(quantized([127, 0.5, 1.5, 2.5, -0.5, -1.5])).toMatchObject({
+      q: [127, 0, 2, 2, -0, -2].map((x) => x + 0),
+      s: [1],
+    })
+  })
+  test('a group of zeros has scale zero; each group has its own', () => {
+    const { q, s } = quantized([...new Array(32).fill(0), 254])
+    expect(q).toEqual([...new Array(32).fill(0), 127])
+    expect(s).toEqual([0, 2])
+  })
+  test('values below the smallest scale become zero', () => {
+    expect(quantized([1e-9])).toMatchObject({ ok: true, q: [0], s: [0] })
+  })
+  test.each([Number.NaN, Number.POSITIVE_INFINITY, 1e7])('%s is refused', async (bad) => {
+    expect(quantized([1, bad]).ok).toBe(false)
+    const { weight, read } = weightOf('f32', [1], 32, 'q8')
+    const poisoned = (name: string) => {
+      const bytes = read(name).slice()
+      new DataView(bytes.buffer).setFloat32(8, bad, true)
+      return bytes
+    }
+    await expect(stored(weight, 'tiled', poisoned)).rejects.toMatchObject({ code: 'QUANTIZE_UNSUPPORTED' })
+  })
+})

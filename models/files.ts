@@ -1,0 +1,132 @@
+/** Reading files with typed errors: names, sizes, text, JSON, hashes. Everything asynchronous is done in bounded chunks. */
+import { createHash } from 'node:crypto'
+import { constants } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
+import { addon } from '../abi/native.ts'
+import { fail, IngotError } from '../errors.ts'
+
+/** Maps a whole file; the pages are read when they are touched. */
+export type MapFile = (path: string) => ArrayBuffer
+export const mapFile: MapFile = (path) => addon().mapFile(path)
+
+/** JSON documents larger than this are not configurations. */
+const MAX_TEXT_BYTES = 256 * 2 ** 20
+/** Bytes hashed or copied between two turns of the event loop: under 1 ms of SHA-256. */
+export const CHUNK_BYTES = 256 * 1024
+
+/** A pipe must not hold up a thread until somebody writes to it. */
+const READ = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)
+
+const reasonOf = (error: unknown) => (error instanceof Error ? error.message : String(error))
+export const codeOf = (error: unknown) => (error as NodeJS.ErrnoException | undefined)?.code
+
+/** Runs `use` on the open file. Throws FILE_MISSING (naming what was expected) or FILE_UNREADABLE. */
+export async function withFile<T>(
+  path: string,
+  expected: string,
+  use: (file: FileHandle, bytes: number) => Promise<T>,
+): Promise<T> {
+  let file: FileHandle
+  try {
+    file = await open(path, READ)
+  } catch (cause) {
+    if (codeOf(cause) === 'ENOENT' || codeOf(cause) === 'ENOTDIR') throw fail('FILE_MISSING', { path, expected }, cause)
+    throw fail('FILE_UNREADABLE', { path, reason: reasonOf(cause) }, cause)
+  }
+  try {
+    const info = await file.stat()
+    if (!info.isFile()) throw fail('FILE_UNREADABLE', { path, reason: 'not a regular file' })
+    return await use(file, info.size)
+  } catch (cause) {
+    const { syscall } = cause as NodeJS.ErrnoException
+    if (syscall === 'read' || syscall === 'fstat')
+      throw fail('FILE_UNREADABLE', { path, reason: reasonOf(cause) }, cause)
+    throw cause
+  } finally {
+    await file.close()
+  }
+}
+
+/** Exactly [offset, offset + length) of an open file. Throws FILE_TRUNCATED, naming `thing`, when it ends before that. */
+export async function readRange(
+  file: FileHandle,
+  path: string,
+  thing: string,
+  offset: number,
+  length: number,
+): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafeSlow(length)
+  for (let done = 0; done < length; ) {
+    const { bytesRead } = await file.read(bytes, done, length - done, offset + done)
+    if (bytesRead === 0) throw fail('FILE_TRUNCATED', { path, thing, expected: offset + length, got: offset + done })
+    done += bytesRead
+  }
+  return bytes
+}
+
+/** The bytes of a small file: a configuration, a plan, a tokenizer. */
+export function readBytes(path: string, expected: string): Promise<Buffer> {
+  return withFile(path, expected, (file, size) => {
+    if (size > MAX_TEXT_BYTES)
+      throw fail('FILE_UNREADABLE', { path, reason: `${size} bytes, at most ${MAX_TEXT_BYTES} are read at once` })
+    return readRange(file, path, 'the file', 0, size)
+  })
+}
+
+/** Parses JSON text. Throws JSON_INVALID. */
+export function parseJson(text: string, path: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw fail('JSON_INVALID', { path, reason: reasonOf(cause) }, cause)
+  }
+}
+
+export const readJson = async (path: string, expected: string): Promise<unknown> =>
+  parseJson((await readBytes(path, expected)).toString('utf8'), path)
+
+export const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+
+/** Size and content hash of one file. */
+export interface FileHash {
+  readonly bytes: number
+  /** SHA-256 (FIPS 180-4), lower-case hexadecimal. */
+  readonly sha256: string
+}
+
+export const hashBytes = (bytes: Uint8Array): FileHash => ({
+  bytes: bytes.length,
+  sha256: createHash('sha256').update(bytes).digest('hex'),
+})
+
+/** Reads a file once in chunks, hashes it and hands each chunk to `each`; the chunk is valid until `each` settles. */
+export function hashFile(
+  path: string,
+  expected: string,
+  each?: (chunk: Uint8Array) => void | Promise<void>,
+): Promise<FileHash> {
+  return withFile(path, expected, async (file) => {
+    const hash = createHash('sha256')
+    const buffer = Buffer.allocUnsafe(CHUNK_BYTES)
+    let bytes = 0
+    for (;;) {
+      const { bytesRead } = await file.read(buffer, 0, buffer.length, bytes)
+      if (bytesRead === 0) return { bytes, sha256: hash.digest('hex') }
+      const chunk = buffer.subarray(0, bytesRead)
+      hash.update(chunk)
+      bytes += bytesRead
+      await each?.(chunk)
+    }
+  })
+}
+
+/** Parsed JSON of a file that may be absent. */
+export async function readOptional(path: string): Promise<unknown> {
+  try {
+    return await readJson(path, 'a JSON file')
+  } catch (error) {
+    if (error instanceof IngotError && error.code === 'FILE_MISSING') return undefined
+    throw error
+  }
+}

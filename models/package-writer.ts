@@ -1,0 +1,215 @@
+/** Writes a package into a temporary folder beside its place and renames it at the end: all of it or nothing. */
+import { createHash, randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { type FileHandle, lstat, mkdir, open, rename, rm } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import { packageRoot } from '../abi/native.ts'
+import { fail, IngotError } from '../errors.ts'
+import { CONFIG_FILE, type CompiledCheckpoint } from './compile/index.ts'
+import { packWeights } from './compile/layout.ts'
+import { Pacer } from './compile/pacer.ts'
+import { codeOf, type FileHash, hashBytes, hashFile } from './files.ts'
+import {
+  COPIED_FILES,
+  isPackage,
+  MANIFEST_FILE,
+  type Manifest,
+  manifestText,
+  PACKAGE_FORMAT,
+  PLAN_FILE,
+  parseManifest,
+  storedShape,
+  WEIGHTS_FILE,
+} from './package.ts'
+import { layoutFile } from './safetensors.ts'
+
+/** Bytes done of all that will be hashed or written; `what` is the file or tensor in work. */
+export interface Progress {
+  readonly done: number
+  readonly total: number
+  readonly what: string
+}
+
+export interface WriteOptions {
+  readonly signal?: AbortSignal | undefined
+  readonly onProgress?: ((progress: Progress) => void) | undefined
+}
+
+type Entry = FileHash & { readonly path: string }
+
+const version = () =>
+  (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version
+
+const stat = (path: string) =>
+  lstat(path).catch((error: unknown) => {
+    if (codeOf(error) === 'ENOENT') return undefined
+    throw error
+  })
+
+/** Turns what the file system says about the output into OUTPUT_UNWRITABLE. */
+async function writing<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (cause) {
+    if (cause instanceof IngotError || codeOf(cause) === undefined) throw cause
+    throw fail('OUTPUT_UNWRITABLE', { path, reason: (cause as Error).message }, cause)
+  }
+}
+
+/** Throws OUTPUT_EXISTS where `path` is anything but a package or nothing. */
+async function checkOutput(path: string): Promise<void> {
+  if ((await stat(path)) && !(await isPackage(path))) throw fail('OUTPUT_EXISTS', { path })
+}
+
+/** Moves the finished folder into place; an older package moves aside first and comes back if that fails. */
+async function publish(folder: string, out: string): Promise<void> {
+  await checkOutput(out)
+  const old = `${folder}.old`
+  const replaces = (await stat(out)) !== undefined
+  if (replaces) await rename(out, old)
+  try {
+    await rename(folder, out)
+  } catch (error) {
+    if (replaces) await rename(old, out)
+    throw error
+  }
+  await rm(old, { recursive: true, force: true })
+}
+
+/** One package being written. */
+class PackageWriter {
+  readonly #compiled: CompiledCheckpoint
+  readonly #folder: string
+  readonly #options: WriteOptions
+  readonly #pacer: Pacer
+  #done = 0
+  #total = 0
+
+  constructor(compiled: CompiledCheckpoint, folder: string, options: WriteOptions) {
+    this.#compiled = compiled
+    this.#folder = folder
+    this.#options = options
+    this.#pacer = new Pacer(options.signal)
+  }
+
+  async write(): Promise<Manifest> {
+    const { checkpoint, plan } = this.#compiled
+    const copied: string[] = []
+    for (const name of COPIED_FILES) if (await stat(join(checkpoint.path, name))) copied.push(name)
+    const sources = [CONFIG_FILE, ...copied, ...checkpoint.sources]
+    const sizes = await Promise.all(sources.map((name) => stat(join(checkpoint.path, name))))
+    this.#total = sizes.reduce((sum, info) => sum + (info?.size ?? 0), 0)
+    this.#total += plan.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0)
+
+    const sourceEntries: Entry[] = []
+    for (const name of sources) sourceEntries.push(await this.#source(name, copied.includes(name)))
+    const planEntry = await this.#file(PLAN_FILE, this.#compiled.planBytes)
+    const files = [planEntry, await this.#weights(), ...sourceEntries.filter(({ path }) => copied.includes(path))]
+    const text = manifestText({
+      format: PACKAGE_FORMAT,
+      ingot: version(),
+      model: plan.model,
+      architecture: this.#compiled.architecture,
+      quantize: this.#compiled.quantize,
+      planHash: this.#compiled.planHash,
+      contextTokens: plan.maxContext,
+      generation: { ...this.#compiled.generation, eos: [...this.#compiled.generation.eos] },
+      files,
+      sources: sourceEntries,
+    })
+    await this.#file(MANIFEST_FILE, Buffer.from(text))
+    return parseManifest(text, MANIFEST_FILE)
+  }
+
+  async #step(bytes: number, what: string): Promise<void> {
+    this.#done += bytes
+    this.#options.onProgress?.({ done: this.#done, total: this.#total, what })
+    if (this.#pacer.due || this.#options.signal?.aborted) await this.#pacer.rest()
+  }
+
+  /** Opens a new file of the package, synchronised with the disk before it is closed. */
+  async #create(name: string, work: (file: FileHandle) => Promise<void>): Promise<void> {
+    const file = await open(join(this.#folder, name), 'wx')
+    try {
+      await work(file)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+  }
+
+  async #file(name: string, content: Uint8Array): Promise<Entry> {
+    await this.#create(name, (file) => file.writeFile(content))
+    return { path: name, ...hashBytes(content) }
+  }
+
+  /** Hashes a file of the checkpoint, and copies it when `copy`. */
+  async #source(name: string, copy: boolean): Promise<Entry> {
+    const path = join(this.#compiled.checkpoint.path, name)
+    const read = (write?: (chunk: Uint8Array) => Promise<unknown>) =>
+      hashFile(path, 'a file of the checkpoint', async (chunk) => {
+        await write?.(chunk)
+        await this.#step(chunk.length, name)
+      })
+    let hash: FileHash | undefined
+    if (!copy) hash = await read()
+    else
+      await this.#create(name, async (file) => {
+        hash = await read((chunk) => file.writeFile(chunk))
+      })
+    return { path: name, ...hash! }
+  }
+
+  /** Streams the weights, each converted and packed as it is written. */
+  async #weights(): Promise<Entry> {
+    const { weights, checkpoint, plan } = this.#compiled
+    const layout = layoutFile(
+      plan.tensors.map((tensor) => ({ name: tensor.name, ...storedShape(tensor) })),
+      { format: 'ingot' },
+    )
+    const hash = createHash('sha256')
+    await this.#create(WEIGHTS_FILE, async (file) => {
+      const append = async (bytes: Uint8Array) => {
+        hash.update(bytes)
+        await file.writeFile(bytes)
+      }
+      await append(layout.header)
+      let left = layout.tensors[0]?.bytes ?? 0
+      for await (const { index, bytes } of packWeights(weights, checkpoint.data, this.#pacer)) {
+        const { name, pad } = layout.tensors[index]!
+        await append(bytes)
+        left -= bytes.length
+        if (left === 0) {
+          await append(new Uint8Array(pad))
+          left = layout.tensors[index + 1]?.bytes ?? 0
+        }
+        await this.#step(bytes.length, name)
+      }
+    })
+    return { path: WEIGHTS_FILE, bytes: layout.bytes, sha256: hash.digest('hex') }
+  }
+}
+
+/**
+ * Writes `compiled` as package `out`, replacing an older package there. On any failure nothing is left behind.
+ * Throws OUTPUT_EXISTS, OUTPUT_UNWRITABLE, QUANTIZE_UNSUPPORTED, ABORTED.
+ */
+export async function writePackage(
+  compiled: CompiledCheckpoint,
+  out: string,
+  options: WriteOptions = {},
+): Promise<Manifest> {
+  const path = resolve(out)
+  const folder = join(dirname(path), `.${basename(path)}.${randomUUID()}.tmp`)
+  return writing(out, async () => {
+    await checkOutput(path)
+    await mkdir(folder)
+    try {
+      const manifest = await new PackageWriter(compiled, folder, options).write()
+      await publish(folder, path)
+      return manifest
+    } finally {
+      await rm(folder, { recursive: true, force: true })
+    }
+  })
+}

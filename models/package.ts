@@ -1,0 +1,260 @@
+/**
+ * A package, `name.ingot/`: manifest.json, plan.bin, weights.safetensors and what of the tokenizer the checkpoint has.
+ * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed.
+ */
+import { createHash } from 'node:crypto'
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { dtypes } from '../abi/dtypes.ts'
+import { paddedShape } from '../abi/layouts.ts'
+import { fail } from '../errors.ts'
+import { planHash } from '../plans/hash.ts'
+import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
+import { readPlan } from '../plans/read.ts'
+import { flag, integer, shown, text } from './config.ts'
+import { hashBytes, hashFile, isObject, parseJson, readBytes, withFile } from './files.ts'
+import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
+
+export const PACKAGE_FORMAT = 1
+export const MANIFEST_FILE = 'manifest.json'
+export const PLAN_FILE = 'plan.bin'
+export const WEIGHTS_FILE = 'weights.safetensors'
+/** Files that a package copies from its checkpoint where they exist. */
+export const COPIED_FILES = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'chat_template.jinja',
+  'generation_config.json',
+] as const
+
+const bytes = integer(0, Number.MAX_SAFE_INTEGER)
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
+const sha256Text = z.preprocess((value) => (typeof value === 'string' ? value : ''), sha256)
+const fileName = z.custom<string>(
+  (name) => typeof name === 'string' && /^[^/\\\0]+$/.test(name) && name !== '.' && name !== '..',
+  'the name of a file in one folder',
+)
+const fileEntry = z.strictObject({ path: fileName, bytes, sha256: sha256Text }, 'an object of path, bytes and sha256')
+const files = z.array(fileEntry, 'a list of files')
+const number = z.custom<number>(Number.isFinite, 'a finite number').nullable()
+
+/** The manifest without its own hash. */
+const contents = z.strictObject(
+  {
+    format: z.literal(PACKAGE_FORMAT, String(PACKAGE_FORMAT)),
+    /** Version of Ingot that wrote it. */
+    ingot: text,
+    /** Model family and architecture, for people. */
+    model: text,
+    architecture: text,
+    quantize: z.enum(['none', 'q8'], 'none or q8'),
+    planHash: sha256Text,
+    /** Longest sequence, in tokens. */
+    contextTokens: integer(1, 2 ** 31 - 1),
+    /** Stop tokens and the sampling that the checkpoint's authors advise; null: not said. */
+    generation: z.strictObject(
+      {
+        eos: z.array(integer(0, 2 ** 31 - 1), 'a list of token ids'),
+        bos: number,
+        doSample: flag.nullable(),
+        temperature: number,
+        topK: number,
+        topP: number,
+        minP: number,
+        repetitionPenalty: number,
+      },
+      'an object',
+    ),
+    /** Every file of the package but the manifest. */
+    files,
+    /** Every file of the checkpoint that went into it. */
+    sources: files,
+  },
+  'an object with the fields of a manifest and no other',
+)
+const manifestSchema = contents.extend({ hash: sha256Text })
+export type ManifestContents = z.output<typeof contents>
+export type Manifest = z.output<typeof manifestSchema>
+
+/** The one text of a manifest: what a reader finds must be this, byte for byte. */
+const canonical = (value: object) => `${JSON.stringify(value, null, 2)}\n`
+
+/** The manifest's text, with the hash of its contents as the last field. */
+export function manifestText(value: ManifestContents): string {
+  const hash = createHash('sha256').update(canonical(value)).digest('hex')
+  return canonical({ ...value, hash })
+}
+
+/** Parses and checks a manifest. Throws JSON_INVALID, PACKAGE_NEWER, PACKAGE_INVALID, HASH_MISMATCH. */
+export function parseManifest(source: string, path: string): Manifest {
+  const json = parseJson(source, path)
+  const broken = (thing: string, expected: string, got: unknown) =>
+    fail('PACKAGE_INVALID', { path, thing, expected, got: shown(got) })
+  if (!isObject(json)) throw broken('the manifest', 'an object', json)
+  const { format } = json
+  if (Number.isInteger(format) && (format as number) > PACKAGE_FORMAT)
+    throw fail('PACKAGE_NEWER', { path, expected: PACKAGE_FORMAT, got: format })
+  const result = manifestSchema.safeParse(json)
+  if (!result.success) {
+    const issue = result.error.issues[0]!
+    const got = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown>)?.[key], json)
+    throw broken(issue.path.join('.') || 'the manifest', issue.message, issue.path.length ? got : Object.keys(json))
+  }
+  const { hash, ...rest } = result.data
+  const expected = createHash('sha256').update(canonical(rest)).digest('hex')
+  if (hash !== expected) throw fail('HASH_MISMATCH', { path, expected: hash, got: expected })
+  // The same values in other words: spacing, order, repeated keys.
+  const given = createHash('sha256').update(source).digest('hex')
+  const own = createHash('sha256').update(canonical(result.data)).digest('hex')
+  if (given !== own) throw fail('HASH_MISMATCH', { path, expected: own, got: given })
+  return result.data
+}
+
+/** Where a stored tensor lies; bytes of a file. */
+export interface StoredTensor {
+  readonly file: string
+  readonly offset: number
+  readonly bytes: number
+}
+
+/** A package whose plan passed the verifier. */
+export interface Package {
+  readonly path: string
+  readonly manifest: Manifest
+  readonly plan: ExecutionPlan
+  readonly planBytes: Uint8Array
+  readonly planHash: string
+  /** By name of the plan's tensors. */
+  readonly tensors: ReadonlyMap<string, StoredTensor>
+  /** Texts of the copied files that the package has. */
+  readonly tokenizerJson?: string
+  readonly tokenizerConfigJson?: string
+  readonly chatTemplate?: string
+  readonly generationConfigJson?: string
+}
+
+/** `full` hashes every byte; `structure` all but the bytes of the weights. */
+export type Integrity = 'full' | 'structure'
+
+/** Nothing may lie in the folder that the manifest does not vouch for. */
+async function checkListing(path: string, manifest: Manifest): Promise<void> {
+  const broken = (thing: string, expected: string, got: string) =>
+    fail('PACKAGE_INVALID', { path, thing, expected, got })
+  const names = manifest.files.map((file) => file.path)
+  const twice = names.find((name, i) => names.indexOf(name) !== i || name === MANIFEST_FILE)
+  if (twice) throw broken(twice, 'one entry in the manifest', 'more')
+  for (const required of [PLAN_FILE, WEIGHTS_FILE])
+    if (!names.includes(required)) throw broken(required, 'an entry in the manifest', 'none')
+  for (const entry of await readdir(path, { withFileTypes: true })) {
+    if (!entry.isFile())
+      throw broken(entry.name, 'a regular file', entry.isDirectory() ? 'a folder' : 'a link or device')
+    if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
+      throw broken(entry.name, 'only files that the manifest lists', 'a file it does not list')
+  }
+}
+
+const mismatch = (path: string, expected: string, got: string) => fail('HASH_MISMATCH', { path, expected, got })
+
+/** Size of a file, without its bytes. Throws FILE_TRUNCATED or PACKAGE_INVALID. */
+const checkSize = (path: string, expected: number) =>
+  withFile(path, 'a file that the manifest lists', async (_, got) => {
+    if (got < expected) throw fail('FILE_TRUNCATED', { path, thing: 'the file', expected, got })
+    if (got > expected) throw fail('PACKAGE_INVALID', { path, thing: 'size', expected, got })
+  })
+
+/** Where each tensor of the plan lies in the weights file, whose header must say the same. Throws PACKAGE_INVALID. */
+function matchTensors(
+  path: string,
+  plan: ExecutionPlan,
+  stored: ReadonlyMap<string, TensorEntry>,
+): ReadonlyMap<string, StoredTensor> {
+  const broken = (thing: string, expected: string, got: string) =>
+    fail('PACKAGE_INVALID', { path, thing, expected, got })
+  const described = ({ dtype, shape }: Pick<TensorEntry, 'dtype' | 'shape'>) => `${dtype} [${shape.join(', ')}]`
+  const located = plan.tensors.map((tensor: Tensor) => {
+    const entry = stored.get(tensor.name)
+    const expected = described(storedShape(tensor))
+    if (!entry || described(entry) !== expected || entry.bytes !== tensor.bytes)
+      throw broken(`tensor ${tensor.name}`, expected, entry ? described(entry) : 'none')
+    return [tensor.name, Object.freeze({ file: path, offset: entry.offset, bytes: entry.bytes })] as const
+  })
+  const known = new Map(located)
+  const extra = [...stored.keys()].find((name) => !known.has(name) && !isPad(name))
+  if (extra) throw broken(`tensor ${extra}`, 'only tensors of the plan', 'one that the plan does not name')
+  return known
+}
+
+/** dtype and shape under which a tensor of the plan is stored. */
+export const storedShape = ({ dtype, layout, rows, cols }: Tensor) => ({
+  dtype: dtypes[dtype].safetensors,
+  shape: paddedShape(layout, rows, cols) as readonly number[],
+})
+
+/** Small files by name, hashed. */
+async function readSmallFiles(path: string, manifest: Manifest): Promise<Map<string, Buffer>> {
+  const contents = new Map<string, Buffer>()
+  for (const { path: name, bytes: size, sha256: expected } of manifest.files) {
+    if (name === WEIGHTS_FILE) continue
+    const file = join(path, name)
+    await checkSize(file, size)
+    const buffer = await readBytes(file, 'a file that the manifest lists')
+    const { sha256: got } = hashBytes(buffer)
+    if (got !== expected) throw mismatch(file, expected, got)
+    contents.set(name, buffer)
+  }
+  return contents
+}
+
+async function readManifest(path: string): Promise<Manifest> {
+  const file = join(path, MANIFEST_FILE)
+  return parseManifest((await readBytes(file, 'the manifest of an Ingot package')).toString('utf8'), file)
+}
+
+/**
+ * Reads and checks a package. Throws FILE_MISSING, FILE_TRUNCATED, JSON_INVALID, PACKAGE_INVALID, PACKAGE_NEWER,
+ * HASH_MISMATCH (naming the file), PLAN_INVALID, PLAN_NEWER, SAFETENSORS_HEADER.
+ */
+export async function readPackage(path: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
+  const manifest = await readManifest(path)
+  await checkListing(path, manifest)
+  const small = await readSmallFiles(path, manifest)
+  const weights = join(path, WEIGHTS_FILE)
+  const entry = manifest.files.find((file) => file.path === WEIGHTS_FILE)!
+  await checkSize(weights, entry.bytes)
+  if (integrity === 'full') {
+    const { sha256: got } = await hashFile(weights, 'the weights of a package')
+    if (got !== entry.sha256) throw mismatch(weights, entry.sha256, got)
+  }
+  const planBytes = small.get(PLAN_FILE)!
+  const hash = planHash(planBytes)
+  if (hash !== manifest.planHash) throw mismatch(join(path, PLAN_FILE), manifest.planHash, hash)
+  const plan = readPlan(planBytes, join(path, PLAN_FILE))
+  const { tensors } = await readHeader(weights)
+  const optional = <K extends string>(key: K, name: string) => {
+    const buffer = small.get(name)
+    return (buffer ? { [key]: buffer.toString('utf8') } : {}) as { readonly [P in K]?: string }
+  }
+  return Object.freeze({
+    path,
+    manifest,
+    plan,
+    planBytes,
+    planHash: hash,
+    tensors: matchTensors(weights, plan, tensors),
+    ...optional('tokenizerJson', 'tokenizer.json'),
+    ...optional('tokenizerConfigJson', 'tokenizer_config.json'),
+    ...optional('chatTemplate', 'chat_template.jinja'),
+    ...optional('generationConfigJson', 'generation_config.json'),
+  })
+}
+
+/** Whether a folder says that it is an Ingot package, sound or not: what an output may replace. */
+export async function isPackage(path: string): Promise<boolean> {
+  try {
+    const json = parseJson((await readBytes(join(path, MANIFEST_FILE), 'a manifest')).toString('utf8'), path)
+    return isObject(json) && typeof json.ingot === 'string' && 'format' in json
+  } catch {
+    return false
+  }
+}
