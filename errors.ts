@@ -46,6 +46,7 @@ export const errors = {
   CHAT_TEMPLATE_FAILED: config('the chat template of {package} refused these messages: {reason}'),
   QUEUE_FULL: config('the queue holds {limit} requests already; retry later or open with a larger queueLimit'),
   MODEL_DISPOSED: config('{package} is disposed; open it again'),
+  OUTPUT_MISSING: config('{package} has no output "{output}", which {method} needs; compile a model that has it'),
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
   OUTPUT_EXISTS: config('{path} exists and is not an Ingot package; choose another output'),

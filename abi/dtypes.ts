@@ -27,7 +27,7 @@ export function bf16ToNumber(bits: number): number {
 export function numberToBf16(value: number): number {
   scratch.setFloat32(0, value)
   const bits = scratch.getUint32(0)
-  if (value !== value) return (bits >>> 16) | 0x40
+  if (Number.isNaN(value)) return (bits >>> 16) | 0x40
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff
 }
 

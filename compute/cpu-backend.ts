@@ -1,0 +1,106 @@
+/** The CPU backend: the addon's executor with the kernels of one instruction set. */
+import { stat } from 'node:fs/promises'
+import { addon, type NativeFault, type NativeModel, type NativeWeightFile } from '../abi/native.ts'
+import type { ResultView, StepView } from '../abi/step.ts'
+import { type ErrorCode, type ErrorDetails, errors, fail, type IngotError } from '../errors.ts'
+import { cpuTable } from './cpu.ts'
+import type { Backend, DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions } from './device.ts'
+import { link } from './link.ts'
+
+const MAX_THREADS = 1024
+
+/** Names of instruction sets for people. */
+const isaNames: Readonly<Record<string, string>> = {
+  portable: 'portable C++',
+  avx2: 'AVX2',
+  avx512: 'AVX-512',
+  avx512_vnni: 'AVX-512 VNNI',
+  amx: 'AMX',
+}
+
+/** The typed error of a native fault. Faults of the plan name the package, which native code does not know. */
+function errorOf({ code, details }: NativeFault, path: string): IngotError {
+  if (!(code in errors)) return fail('STEP_FAILED', { where: 'native code', reason: code })
+  const named = code.startsWith('PLAN_') || code === 'LINK_GAPS' ? { ...details, path } : details
+  return fail(code as ErrorCode, named as ErrorDetails<ErrorCode>)
+}
+
+/** The plan's tensors by file, with the size of each file. */
+async function weightFiles({ path, plan, tensors }: LinkedPackage): Promise<NativeWeightFile[]> {
+  const files = new Map<string, NativeWeightFile['tensors'][number][]>()
+  for (const [tensor, { name, rows, cols }] of plan.tensors.entries()) {
+    const stored = tensors.get(name)
+    if (!stored) throw fail('TENSOR_MISSING', { path, tensor: name, expected: `[${rows}, ${cols}]` })
+    const entry = { tensor, offset: stored.offset, bytes: stored.bytes }
+    const others = files.get(stored.file)
+    if (others) others.push(entry)
+    else files.set(stored.file, [entry])
+  }
+  return Promise.all(
+    [...files].map(async ([file, entries]) => ({ path: file, bytes: await fileBytes(file), tensors: entries })),
+  )
+}
+
+async function fileBytes(path: string): Promise<number> {
+  try {
+    return (await stat(path)).size
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    if (code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'the weights of the package' }, cause)
+    throw fail('FILE_UNREADABLE', { path, reason: message }, cause)
+  }
+}
+
+class CpuRunner implements Runner {
+  readonly info: DeviceInfo
+  private readonly model: NativeModel
+  private readonly path: string
+  private disposed = false
+
+  constructor(model: NativeModel, path: string) {
+    this.model = model
+    this.path = path
+    const { isa, threads } = model
+    const description = `${isaNames[isa] ?? isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`
+    this.info = { backend: 'cpu', description, isa, threads, deterministic: true }
+  }
+
+  async step(step: StepView, result: ResultView): Promise<void> {
+    if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
+    const fault = await this.model.step(step.buffer, result.buffer)
+    if (fault) throw errorOf(fault, this.path)
+  }
+
+  memory(): MemoryUse {
+    return this.model.memory()
+  }
+
+  dispose(): void {
+    this.disposed = true
+    this.model.dispose()
+  }
+}
+
+async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
+  link('cpu', cpuTable, pkg)
+  const { threads, isa, limits, blocks, slots } = options
+  if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
+    throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })
+  const weights = await weightFiles(pkg)
+  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, limits, blocks, slots })
+  if ('code' in opened) throw errorOf(opened, pkg.path)
+  return new CpuRunner(opened, pkg.path)
+}
+
+export const cpuBackend: Backend = {
+  name: 'cpu',
+  unavailable() {
+    try {
+      addon()
+      return undefined
+    } catch (error) {
+      return { code: 'addon_missing', reason: (error as Error).message }
+    }
+  },
+  open,
+}

@@ -1,0 +1,67 @@
+import { describe, expect, test } from 'vitest'
+import { IngotError, PlanError } from '../errors.ts'
+import { decoderPlan, menageriePlan } from '../plans/example.test-plan.ts'
+import { backendNames, backendOf, backends } from './backends.ts'
+import { cpuTable } from './cpu.ts'
+import { link, linkGaps } from './link.ts'
+import { nullTable } from './null.ts'
+
+describe('linkGaps', () => {
+  test('finds none where the table has everything', () => {
+    expect(linkGaps(decoderPlan('bf16'), cpuTable)).toEqual([])
+    expect(linkGaps(decoderPlan('i8'), cpuTable)).toEqual([])
+    expect(linkGaps(menageriePlan(), nullTable)).toEqual([])
+  })
+
+  test('reports every unsupported opcode at once, with its reason', () => {
+    const gaps = linkGaps(menageriePlan(), cpuTable)
+    for (const op of ['layer_norm', 'conv_state', 'ssm_scan', 'delta_rule', 'moe'])
+      expect(gaps.filter((gap) => gap.startsWith(`${op}: no topology uses it yet`))).toHaveLength(1)
+  })
+
+  test('reports versions, dtypes and limits, once for all instructions that share the gap', () => {
+    const plan = decoderPlan('bf16', 3)
+    for (const { op, params } of plan.instructions) if (op === 'attention') params.head_dim = 513
+    plan.instructions[0]!.version = 2
+    const gaps = linkGaps(plan, {
+      ...cpuTable,
+      linear: { symbol: 'linear', version: 1, weights: ['f32', 'i8'] },
+      attention: { ...cpuTable.attention, states: ['f32'] },
+    })
+    expect(gaps).toEqual([
+      'embed: version 2; the kernel implements 1 (embed)',
+      'linear: weight weight of dtype bf16; the kernel reads f32, i8 (layers.0.qkv and 11 more)',
+      'attention: state of dtype bf16; the kernel reads f32 (layers.0.attention and 2 more)',
+      'attention: head_dim 513; the kernel takes at most 512 (layers.0.attention and 2 more)',
+    ])
+  })
+
+  test('throws LINK_GAPS with all of them', () => {
+    const refused = () => link('cpu', cpuTable, { path: 'x.ingot', plan: menageriePlan() })
+    expect(refused).toThrow(PlanError)
+    expect(refused).toThrow(/^backend "cpu" cannot run x\.ingot: .*moe.*$/)
+  })
+})
+
+describe('backends', () => {
+  test('say their names, and why they are not available', () => {
+    for (const name of backendNames) expect(backends[name].name).toBe(name)
+    expect(backends.cuda.unavailable()).toEqual({ code: 'not_built', reason: 'this build has no CUDA kernels' })
+    expect(backendOf('null')).toBe(backends.null)
+  })
+
+  test('refuse by typed errors', async () => {
+    const code = (run: () => unknown) => {
+      try {
+        run()
+      } catch (error) {
+        return (error as IngotError).code
+      }
+      return undefined
+    }
+    expect(code(() => backendOf('gpu'))).toBe('BACKEND_UNKNOWN')
+    expect(code(() => backendOf('toString'))).toBe('BACKEND_UNKNOWN')
+    expect(code(() => backendOf('cuda'))).toBe('BACKEND_UNAVAILABLE')
+    await expect(backends.triton.open(undefined as never, undefined as never)).rejects.toBeInstanceOf(IngotError)
+  })
+})

@@ -1,0 +1,51 @@
+/** Linking: does a kernel table have all that a plan needs? Every gap is reported at once. */
+import type { DType } from '../abi/dtypes.ts'
+import { opDef } from '../abi/ops/index.ts'
+import { fail } from '../errors.ts'
+import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
+import type { Kernel, KernelTable } from './table.ts'
+
+const missing = (what: string, got: DType, known: readonly DType[] = []) =>
+  known.includes(got) ? [] : [`${what} of dtype ${got}; the kernel reads ${known.join(', ') || 'none'}`]
+
+function* weightsOf({ op, weights }: Instruction) {
+  for (const [i, [name, { form }]] of Object.entries(opDef(op).weights).entries()) {
+    // Scales come with the int8 weight beside them: the verifier holds their dtype.
+    const tensor = name.endsWith('scales') || form === 'row' ? undefined : weights[i]
+    if (tensor !== undefined) yield { name, tensor }
+  }
+}
+
+/** What `kernel` lacks for one instruction. */
+function kernelGaps(plan: ExecutionPlan, instruction: Instruction, kernel: Kernel): string[] {
+  const { version, params, states } = instruction
+  const gaps = version > kernel.version ? [`version ${version}; the kernel implements ${kernel.version}`] : []
+  for (const { name, tensor } of weightsOf(instruction))
+    gaps.push(...missing(`weight ${name}`, plan.tensors[tensor]!.dtype, kernel.weights))
+  for (const use of states) if (use) gaps.push(...missing('state', plan.states[use.state]!.dtype, kernel.states))
+  for (const [name, limit] of Object.entries(kernel.limits ?? {}))
+    if ((params[name] ?? 0) > limit) gaps.push(`${name} ${params[name]}; the kernel takes at most ${limit}`)
+  return gaps
+}
+
+/** All that `table` lacks to run `plan`, one line a gap and opcode; empty when it can run. */
+export function linkGaps(plan: ExecutionPlan, table: KernelTable): string[] {
+  const labels = new Map<string, string[]>()
+  for (const instruction of plan.instructions) {
+    const entry = table[instruction.op]
+    const gaps = 'unsupported' in entry ? [entry.unsupported] : kernelGaps(plan, instruction, entry)
+    for (const gap of gaps) {
+      const text = `${instruction.op}: ${gap}`
+      labels.set(text, [...(labels.get(text) ?? []), instruction.label])
+    }
+  }
+  return [...labels].map(([gap, [first, ...others]]) =>
+    others.length ? `${gap} (${first} and ${others.length} more)` : `${gap} (${first})`,
+  )
+}
+
+/** Throws PlanError LINK_GAPS, naming every gap, unless `table` can run `plan`; `path` is for the message. */
+export function link(backend: string, table: KernelTable, { path, plan }: { path: string; plan: ExecutionPlan }): void {
+  const gaps = linkGaps(plan, table)
+  if (gaps.length) throw fail('LINK_GAPS', { backend, path, gaps: gaps.join('; ') })
+}

@@ -1,0 +1,47 @@
+import { QUANT_GROUP } from '../../abi/ops/define.ts'
+import type { Ops } from '../../abi/ops/index.ts'
+import { dot, type Matrix, type ReferenceKernel, type Weight } from './kernel.ts'
+import { activate, softcapped } from './pointwise.ts'
+
+const products = new WeakMap<Weight, Weight>()
+
+/** weight * scale of its group of 32 along the columns; the weight itself without scales. Computed once a weight. */
+export function dequantized(weight: Weight, scales: Weight | undefined): Weight {
+  if (!scales) return weight
+  const known = products.get(weight)
+  if (known) return known
+  const data = new Float64Array(weight.data.length)
+  for (let r = 0; r < weight.rows; r++)
+    for (let c = 0; c < weight.cols; c++) {
+      const scale = scales.data[r * scales.cols + Math.floor(c / QUANT_GROUP)]!
+      data[r * weight.cols + c] = weight.data[r * weight.cols + c]! * scale
+    }
+  const product = { data, rows: weight.rows, cols: weight.cols }
+  products.set(weight, product)
+  return product
+}
+
+/** visit(row, n, x[row] . weight[n]) for every output; one row of the weight serves all rows of x. */
+export function product(x: Matrix, weight: Weight, visit: (row: number, n: number, sum: number) => void): void {
+  for (let n = 0; n < weight.rows; n++)
+    for (let r = 0; r < x.rows; r++)
+      visit(r, n, dot(x.data, x.offset + r * x.stride, weight.data, n * weight.cols, weight.cols))
+}
+
+export const linear: ReferenceKernel<Ops['linear']> = ({ params, inputs, weights, outputs }) => {
+  const { out } = outputs
+  const { residual } = inputs
+  const f = activate(params.activation)
+  product(inputs.x, dequantized(weights.weight, weights.scales), (r, n, sum) => {
+    const base = residual ? residual.data[residual.offset + r * residual.stride + n]! : 0
+    out.data[out.offset + r * out.stride + n] = base + f(sum + (weights.bias?.data[n] ?? 0))
+  })
+}
+
+export const logits: ReferenceKernel<Ops['logits']> = ({ params, inputs, weights, outputs }) => {
+  const { out } = outputs
+  const cap = softcapped(params.softcap)
+  product(inputs.x, dequantized(weights.weight, weights.scales), (r, n, sum) => {
+    out.data[out.offset + r * out.stride + n] = cap(params.scale * (sum + (weights.bias?.data[n] ?? 0)))
+  })
+}

@@ -1,0 +1,47 @@
+/** States in float64: one array a unit, made when it is first touched. */
+import { dtypes } from '../../abi/dtypes.ts'
+import type { StateDescriptor } from '../../abi/state.ts'
+import { copyPair, stepHeader } from '../../abi/step.ts'
+import type { ReferenceStep, State } from './kernel.ts'
+
+export interface StateStore extends State {
+  readonly descriptor: StateDescriptor
+  copy(source: number, target: number): void
+  /** Makes the unit read as zero. */
+  reset(unit: number): void
+  /** Bytes of all units touched. */
+  bytes(): number
+}
+
+export function createState(descriptor: StateDescriptor): StateStore {
+  const elements = descriptor.sizeBytes / dtypes[descriptor.dtype].bytes
+  const units = new Map<number, Float64Array>()
+  const unit = (index: number) => {
+    const known = units.get(index)
+    if (known) return known
+    const made = new Float64Array(elements)
+    units.set(index, made)
+    return made
+  }
+  return {
+    descriptor,
+    blockTokens: descriptor.blockTokens,
+    unit,
+    copy: (source, target) => unit(target).set(unit(source)),
+    reset: (index) => units.delete(index),
+    bytes: () => units.size * elements * Float64Array.BYTES_PER_ELEMENT,
+  }
+}
+
+/** The copies and resets of a step, before its first instruction. */
+export function prepareStates(states: readonly StateStore[], step: ReferenceStep): void {
+  const paged = states.filter(({ descriptor }) => descriptor.kind !== 'fixed')
+  const fixed = states.filter(({ descriptor }) => descriptor.kind === 'fixed')
+  for (let i = 0; i < step.header[stepHeader.word.copies]!; i++) {
+    const at = (i * copyPair.bytes) / 4
+    const [source, target] = [step.copyPairs[at + copyPair.word.source]!, step.copyPairs[at + copyPair.word.target]!]
+    for (const state of paged) state.copy(source, target)
+  }
+  for (const slot of step.resetSlots.subarray(0, step.header[stepHeader.word.resets]))
+    for (const state of fixed) state.reset(slot)
+}

@@ -1,0 +1,99 @@
+/**
+ * An op case: a tiny plan around one opcode, the steps to run through it, and how far two backends may be apart. Inputs
+ * come out of an `embed` of float32 rows, which is exact, and results leave through `gather_rows`, which copies; so what
+ * differs is the opcode's own arithmetic, reached through the plan, the linker and the step buffer as in earnest.
+ */
+import { QUANT_GROUP } from '../../abi/ops/define.ts'
+import type { OpName } from '../../abi/ops/index.ts'
+import type { GraphBuilder, Value } from '../../models/graph.ts'
+import type { BatchInput, SequenceInput } from '../batch.ts'
+import { ACCUMULATION, opTolerances, roundoff } from '../tolerances.ts'
+
+export type FloatDType = 'f32' | 'f16' | 'bf16'
+/** dtypes of matrices: q8 is made from float32, where K is at least one group. */
+export type MatrixDType = FloatDType | 'q8'
+export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8']
+
+/** A tensor of the case's checkpoint: values in [-1, 1). */
+export interface CaseTensor {
+  readonly name: string
+  readonly shape: readonly [number] | readonly [number, number]
+  readonly dtype: FloatDType
+}
+
+export interface OpCase {
+  readonly op: OpName
+  readonly name: string
+  /** Of the plan; token ids are below it. */
+  readonly vocab: number
+  readonly tensors: readonly CaseTensor[]
+  /** Builds the plan up to its outputs. */
+  readonly build: (graph: GraphBuilder) => void
+  /** Matrices are quantised when the plan is compiled. */
+  readonly quantize?: 'q8'
+  readonly steps: readonly BatchInput[]
+  /** Largest absolute error of an output. */
+  readonly tolerance: number
+}
+
+/** Shapes around the edges of tiles and vectors. */
+export const sizes = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65] as const
+/** Name and label of the embedding that feeds a case, and its rows. */
+export const INPUT = 'input'
+export const INPUT_ROWS = 67
+
+export const inputTensor = (width: number): CaseTensor => ({ name: INPUT, shape: [INPUT_ROWS, width], dtype: 'f32' })
+export const rowTensor = (name: string, n: number): CaseTensor => ({ name, shape: [n], dtype: 'f32' })
+/** A matrix as the checkpoint of a case stores it. */
+export const matrixTensor = (name: string, rows: number, cols: number, dtype: MatrixDType): CaseTensor => ({
+  name,
+  shape: [rows, cols],
+  dtype: dtype === 'q8' ? 'f32' : dtype,
+})
+
+/** The input as consecutive column ranges of one register. */
+export function inputs(graph: GraphBuilder, ...widths: readonly number[]): Value[] {
+  const width = widths.reduce((sum, each) => sum + each, 0)
+  const table = graph.weight(INPUT, [INPUT_ROWS, width])
+  const { register } = graph.add('embed', INPUT, { weights: { table }, params: { vocab: INPUT_ROWS, width } }).out
+  let end = 0
+  return widths.map((each) => {
+    end += each
+    return { register, column: end - each, width: each }
+  })
+}
+
+/** Rows of a value of tokens. */
+export const gathered = (graph: GraphBuilder, x: Value): Value =>
+  graph.add('gather_rows', 'gather_rows', { inputs: { x }, params: { width: x.width } }).out
+
+/** Makes a value of tokens the plan's hidden output. */
+export const outputTokens = (graph: GraphBuilder, x: Value): void => graph.output('hidden', gathered(graph, x))
+
+/** `count` tokens of one sequence; the ids walk through the input rows. */
+export const prompt = (count: number, rest: Partial<SequenceInput> = {}): SequenceInput => ({
+  slot: 1,
+  blocks: [1, 2, 3, 4, 5, 6, 7, 8],
+  position: 0,
+  tokens: Array.from({ length: count }, (_, i) => ((rest.position ?? 0) * 3 + i * 31 + 7) % INPUT_ROWS),
+  ...rest,
+})
+
+/** One sequence at the token counts where a kernel may change its path. */
+export const countSteps: readonly BatchInput[] = [1, 2, 15, 16, 17, 33, 64].map((count) => ({
+  sequences: [prompt(count)],
+}))
+
+/** c * eps * sqrt(K) * scale of the opcode (parity/tolerances.ts). */
+export const bound = (op: OpName, k: number, eps: number = roundoff.f32, scale = 1) =>
+  opTolerances[op].c * eps * Math.sqrt(k) * scale
+
+/** What a product over K rounds its inputs to: bf16 and q8 round, float32 and f16 compute in float32. */
+function inputRoundoff(dtype: MatrixDType, k: number): number {
+  if (dtype === 'bf16') return roundoff.bf16
+  return dtype === 'q8' && k >= QUANT_GROUP ? roundoff.i8 : 0
+}
+
+/** Bound of a product over K: rounding of the inputs, and of the sum. */
+export const productBound = (op: 'linear' | 'logits', k: number, dtype: MatrixDType) =>
+  bound(op, k, inputRoundoff(dtype, k)) + ACCUMULATION * roundoff.f32 * Math.sqrt(k)

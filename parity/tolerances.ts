@@ -1,0 +1,133 @@
+/**
+ * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
+ * so it differs from a golden file only by what the golden file's author rounded; the CPU computes in float32 and rounds
+ * further where its kernels say so: bf16 products round their inputs to bf16, q8 products quantise theirs to int8 per
+ * group of 32, and keys and values are kept in the checkpoint's dtype.
+ */
+import type { OpName } from '../abi/ops/index.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
+
+/** Unit roundoff: the largest relative error of rounding once to nearest. */
+export const roundoff = {
+  f32: 2 ** -24,
+  f16: 2 ** -11,
+  bf16: 2 ** -9,
+  /** int8 with the group's largest magnitude at 127: half a step, relative to that magnitude. */
+  i8: 1 / 254,
+} as const
+
+export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8'
+/** `reference` is exact; `float` is every backend that rounds as described above. */
+export type BackendClass = 'reference' | 'float'
+
+export interface Tolerance {
+  /** Largest absolute error of a logit, where the golden logits have standard deviation 1; scaled up with theirs. */
+  readonly logits: number
+  /** Largest error of the mean loss per token, in nats; where the loss is above 1, relative to it. */
+  readonly nll: number
+  readonly reason: string
+}
+
+const exact = {
+  logits: 1e-4,
+  nll: 1e-4,
+  reason: 'golden files hold float32 and come from float32 norm statistics, soft-max and rope angles: about 1e-5',
+} as const
+
+const quantised = {
+  logits: 0.3,
+  nll: 2e-2,
+  reason:
+    'the golden file is of the weights before q8: half a step of 1/127 of a group of 32 is 0.5 % of a weight rms, and as much again for activations; over 8 layers of 4 products 0.007 * sqrt(32) = 4 %, the worst of 1e5 logits is 5 times that, with margin 1.5',
+} as const
+
+export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<WeightsClass, Tolerance>>>> = {
+  reference: { f32: exact, f16: exact, bf16: exact, q8: quantised },
+  float: {
+    f32: {
+      logits: 5e-4,
+      nll: 1e-4,
+      reason:
+        'float32 throughout: 2^-24 * sqrt(K) a product, less than 1e-5 over a model, and float32 rope angles grow with the position: 2^-24 * 1000',
+    },
+    f16: {
+      logits: 1e-2,
+      nll: 1e-3,
+      reason: 'as f32, with keys and values rounded to f16: 2^-11 twice a layer, 5 sigma over 8 layers is 0.005',
+    },
+    bf16: {
+      logits: 0.08,
+      nll: 2e-3,
+      reason:
+        'inputs of products and keys and values rounded to bf16: rounding error is 2^-9 / sqrt(3) rms, 6 times a layer, over 8 layers 0.8 %; the worst of 1e5 logits is 5 times that, with margin 2',
+    },
+    q8: quantised,
+  },
+}
+
+/** Backend class of a backend's name. */
+export const backendClass = (backend: string): BackendClass => (backend === 'reference' ? 'reference' : 'float')
+
+/** Class of a plan's weights: that of the coarsest matrix in it. */
+export function weightsClass(plan: Pick<ExecutionPlan, 'tensors'>): WeightsClass {
+  const dtypes = new Set(plan.tensors.filter(({ layout }) => layout !== 'row').map(({ dtype }) => dtype))
+  if (dtypes.has('i8')) return 'q8'
+  return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') && !dtypes.has('f32') ? 'f16' : 'f32'
+}
+
+export interface OpTolerance {
+  /** Bound of an output is c * eps * sqrt(K) * scale; K is the length of its sums. */
+  readonly c: number
+  readonly reason: string
+}
+
+const copied = { c: 0, reason: 'bytes are copied' } as const
+const function32 = {
+  c: 8,
+  reason:
+    'float32 exponentials and divisions are good to a few units in the last place, and four of them follow each other',
+} as const
+
+/**
+ * Factor c of every opcode, where operands lie in [-1, 1]: an error is at most eps a product, so a sum of K has standard
+ * deviation below eps * sqrt(K) / 3, and the worst of a case of 1e4 outputs is 4 times that.
+ */
+export const opTolerances: Readonly<Record<OpName, OpTolerance>> = {
+  embed: { c: 2, reason: 'one product and at most two sums' },
+  gather_rows: copied,
+  pool: { c: 4, reason: 'a sum over tokens and a division; a square root when normalised' },
+  rms_norm: {
+    c: 4,
+    reason:
+      'the mean of squares has positive terms: its relative error is below eps * sqrt(K) / 2, then four roundings',
+  },
+  layer_norm: { c: 8, reason: 'as rms_norm, with a mean subtracted first' },
+  linear: { c: 2, reason: 'rounding the inputs: one sum of K errors, with margin 1.5 over the worst of 1e4' },
+  logits: { c: 2, reason: 'one sum of K products; the soft cap has slope at most 1' },
+  rope: { c: 4, reason: 'two products and a sum; the angle itself is judged by `angle`' },
+  attention: {
+    c: 4,
+    reason: 'two chained sums of products around a soft-max whose relative error is the absolute error of its scores',
+  },
+  glu: function32,
+  activation: function32,
+  residual: { c: 2, reason: 'one product and one sum' },
+  multiply: { c: 1, reason: 'one product' },
+  moe: { c: 8, reason: 'three chained products and a soft-max' },
+  conv_state: { c: 2, reason: 'one short sum of products' },
+  ssm_scan: {
+    c: 16,
+    reason: 'a contracting recurrence: the errors of past steps decay, and three functions follow each other',
+  },
+  delta_rule: { c: 16, reason: 'a recurrence whose change is a difference: errors of past steps decay with its gate' },
+  sample: { c: 16, reason: 'log-softmax of float32 logits; the token itself must be equal' },
+}
+
+/**
+ * Besides, a product accumulates in float32: K additions each round a partial sum of up to sqrt(K) / 3, which lanes and
+ * blocks of K keep shorter; 3.6 is the most seen, at K = 700.
+ */
+export const ACCUMULATION = 8
+
+/** Error of a float32 angle p * inv_freq, in radians: one rounding of the product, and as much in the reduction. */
+export const angle = (position: number) => 2 * roundoff.f32 * position
