@@ -6,7 +6,10 @@ import { packageRoot } from '../abi/native.ts'
 
 const root = packageRoot()
 const text = readFileSync(join(root, 'adr/0001-phase-0-alignment.md'), 'utf8')
-const sections = text.split(/^## /m).slice(1).filter((section) => /^\d+\./.test(section))
+const sections = text
+  .split(/^## /m)
+  .slice(1)
+  .filter((section) => /^\d+\./.test(section))
 
 const pathsOf = (section: string, field: string) =>
   [...(section.match(new RegExp(`^- ${field}: (.*)$`, 'm'))?.[1] ?? '').matchAll(/`([^`]+)`/g)].map(([, path]) => path!)

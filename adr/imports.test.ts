@@ -87,7 +87,11 @@ describe('imports', () => {
   })
 
   it('keep architectures out of scheduling, state and execution', () => {
-    const generic = [...filesBelow('inference', /(?<!\.test)\.ts$/), ...filesBelow('native/core', /\.(h|cc)$/), ...filesBelow('native/cpu', /\.(h|cc)$/)]
+    const generic = [
+      ...filesBelow('inference', /(?<!\.test)\.ts$/),
+      ...filesBelow('native/core', /\.(h|cc)$/),
+      ...filesBelow('native/cpu', /\.(h|cc)$/),
+    ]
     const naming = generic.filter((file) => architectureNames.test(readFileSync(join(root, file), 'utf8')))
     expect(naming).toEqual([])
   })

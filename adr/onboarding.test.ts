@@ -21,8 +21,16 @@ function objections(edits: Readonly<Record<string, string>>): string[] {
   host.readFile = (path) => edits[relative(root, path)] ?? read(path)
   const exists = host.fileExists
   host.fileExists = (path) => relative(root, path) in edits || exists(path)
-  const roots = [...fileNames.filter((name) => !name.endsWith('.test.ts')), ...Object.keys(edits).map((path) => join(root, path))]
-  const program = ts.createProgram([...new Set(roots)], { ...options, noEmit: true, incremental: false }, host, previous)
+  const roots = [
+    ...fileNames.filter((name) => !name.endsWith('.test.ts')),
+    ...Object.keys(edits).map((path) => join(root, path)),
+  ]
+  const program = ts.createProgram(
+    [...new Set(roots)],
+    { ...options, noEmit: true, incremental: false },
+    host,
+    previous,
+  )
   previous = program
   const files = ts.getPreEmitDiagnostics(program).map(({ file }) => relative(root, file?.fileName ?? ''))
   return [...new Set(files)].sort()
@@ -55,19 +63,32 @@ export const toy = topology<z.output<typeof schema>>({
   },
 })
 `
-    const registry = edited('models/index.ts', "import { llama", "import { toy } from './toy.ts'\n").replace('[llama,', '[toy, llama,')
+    const registry = edited('models/index.ts', 'import { llama', "import { toy } from './toy.ts'\n").replace(
+      '[llama,',
+      '[toy, llama,',
+    )
     expect(objections({ 'models/toy.ts': toy, 'models/index.ts': registry })).toEqual([])
   })
 
   it('the graph builder objects to a topology that misuses an opcode', () => {
-    const wrong = edited('models/decoder.ts', "graph.output(output as 'tokens', value)", "graph.add('glu', 'x', { inputs: { gate: x }, params: { width: 1 } })\n    ")
+    const wrong = edited(
+      'models/decoder.ts',
+      "graph.output(output as 'tokens', value)",
+      "graph.add('glu', 'x', { inputs: { gate: x }, params: { width: 1 } })\n    ",
+    )
     expect(objections({ 'models/decoder.ts': wrong })).toEqual(['models/decoder.ts'])
   })
 
   it('an opcode is missed by the tables of compute/ and the tolerances, and by nothing else', () => {
-    const ops = edited('abi/ops/index.ts', '  sample,\n} as const', '  negate: { ...multiply, id: 19, name: "negate" },\n')
+    const ops = edited(
+      'abi/ops/index.ts',
+      '  sample,\n} as const',
+      '  negate: { ...multiply, id: 19, name: "negate" },\n',
+    )
     const files = objections({ 'abi/ops/index.ts': ops })
-    expect(files).toEqual(expect.arrayContaining(['compute/cpu.ts', 'compute/reference/table.ts', 'parity/tolerances.ts']))
+    expect(files).toEqual(
+      expect.arrayContaining(['compute/cpu.ts', 'compute/reference/table.ts', 'parity/tolerances.ts']),
+    )
     expect(files.filter((file) => !file.startsWith('compute/') && file !== 'parity/tolerances.ts')).toEqual([])
   })
 })

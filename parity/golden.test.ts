@@ -85,11 +85,12 @@ describe('golden', () => {
         name: 'prompt0',
         tokens: 3,
         maxAbs: 0,
+        rms: 0,
         maxRel: 0,
         kl: 0,
         argmaxAgreement: 1,
         greedy: { matched: 4, total: 4, firstDivergence: null },
-        tolerance: 1e-4,
+        tolerance: { rms: expect.closeTo(1e-5), maxAbs: expect.closeTo(1e-4), tie: expect.closeTo(4e-5) },
         failures: [],
       },
     ])
@@ -100,7 +101,10 @@ describe('golden', () => {
     const report = await runGolden(model({ error: 1e-3 }), path)
     expect(report.pass).toBe(false)
     expect(report.cases[0]!.maxAbs).toBeCloseTo(1e-3, 6)
-    expect(report.cases[0]!.failures).toEqual([expect.stringContaining('the largest logit error is')])
+    expect(report.cases[0]!.failures).toEqual([
+      expect.stringContaining('the rms logit error is'),
+      expect.stringContaining('the largest logit error is'),
+    ])
     expect((await runGolden(model({ error: 1e-3, backend: 'cpu' }), path)).pass).toBe(true)
   })
   it('fails NaN', async () =>

@@ -6,7 +6,7 @@
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { type GoldenPrompt, readGolden } from './golden-file.ts'
 import { compareLogits, type Difference, lossOf } from './measures.ts'
-import { backendClass, goldenTolerances, type Tolerance, weightsClass } from './tolerances.ts'
+import { backendClass, goldenTolerances, type Tolerance, tieMargin, weightsClass } from './tolerances.ts'
 
 /** What a check needs of an opened model. */
 export interface ParityModel {
@@ -40,8 +40,8 @@ export interface GoldenCase extends Difference {
   /** Tokens of the prompt. */
   readonly tokens: number
   readonly greedy: GreedyAgreement
-  /** Absolute error allowed of a logit. */
-  readonly tolerance: number
+  /** What is allowed of this case: root mean square and largest error of a logit, and the lead of a greedy tie. */
+  readonly tolerance: { readonly rms: number; readonly maxAbs: number; readonly tie: number }
   /** Loss per token: mean of both, and largest error of one token. */
   readonly nll?: { readonly mean: number; readonly golden: number; readonly maxAbs: number }
   /** What failed, in sentences; empty: the case passes. */
@@ -71,12 +71,14 @@ async function greedyAgreement(model: ParityModel, { ids, greedy }: GoldenPrompt
 
 /** Sentences on what a case exceeds. */
 function failuresOf(result: Omit<GoldenCase, 'failures'>, { nll: nllTolerance }: Tolerance): string[] {
-  const { maxAbs, tolerance, greedy, nll } = result
+  const { maxAbs, rms, tolerance, greedy, nll } = result
   const failures: string[] = []
-  if (!(maxAbs <= tolerance)) failures.push(`the largest logit error is ${maxAbs}, allowed is ${tolerance}`)
-  if (greedy.margin !== undefined && !(greedy.margin < tolerance))
+  if (!(rms <= tolerance.rms)) failures.push(`the rms logit error is ${rms}, allowed is ${tolerance.rms}`)
+  if (!(maxAbs <= tolerance.maxAbs))
+    failures.push(`the largest logit error is ${maxAbs}, allowed is ${tolerance.maxAbs}`)
+  if (greedy.margin !== undefined && !(greedy.margin < tolerance.tie))
     failures.push(
-      `greedy token ${greedy.firstDivergence} differs where the best logit leads by ${greedy.margin}, more than ${tolerance}`,
+      `greedy token ${greedy.firstDivergence} differs where the best logit leads by ${greedy.margin}, more than ${tolerance.tie}`,
     )
   const allowed = nll && nllTolerance * Math.max(1, nll.golden)
   if (nll && !(Math.abs(nll.mean - nll.golden) <= allowed!))
@@ -90,13 +92,14 @@ async function checkPrompt(model: ParityModel, prompt: GoldenPrompt, allowed: To
   const rows = prompt.logits.length / vocab
   const actual = all.subarray(all.length - rows * vocab)
   const { deviation, ...difference } = compareLogits(actual, prompt.logits, vocab)
+  const scale = Math.max(1, deviation)
   const losses = prompt.nll && lossOf(all, prompt.ids, vocab, prompt.nll)
   const result = {
     name: prompt.name,
     tokens: prompt.ids.length,
     ...difference,
     greedy: await greedyAgreement(model, prompt),
-    tolerance: allowed.logits * Math.max(1, deviation),
+    tolerance: { rms: allowed.rms * scale, maxAbs: allowed.logits * scale, tie: tieMargin(allowed) * scale },
     ...(losses && { nll: losses }),
   }
   return { ...result, failures: failuresOf(result, allowed) }
@@ -131,10 +134,11 @@ export async function runGolden(
 
 /** The report as lines for people. */
 export function printParity(report: ParityReport): string {
-  const line = ({ name, tokens, maxAbs, kl, argmaxAgreement, greedy, tolerance, nll, failures }: GoldenCase) => {
+  const line = ({ name, tokens, maxAbs, rms, kl, argmaxAgreement, greedy, tolerance, nll, failures }: GoldenCase) => {
     const facts = [
       `${tokens} tokens`,
-      `max error ${maxAbs.toExponential(1)} of ${tolerance.toExponential(1)}`,
+      `rms error ${rms.toExponential(1)} of ${tolerance.rms.toExponential(1)}`,
+      `largest ${maxAbs.toExponential(1)} of ${tolerance.maxAbs.toExponential(1)}`,
       `KL ${kl.toExponential(1)}`,
       `same best token ${(100 * argmaxAgreement).toFixed(1)} %`,
       ...(greedy.total ? [`greedy ${greedy.matched}/${greedy.total}`] : []),

@@ -3,6 +3,8 @@
 export interface Difference {
   /** Largest absolute error. */
   readonly maxAbs: number
+  /** Root mean square of the errors. */
+  readonly rms: number
   /** maxAbs over the root mean square of the expected logits. */
   readonly maxRel: number
   /** Mean over tokens of KL(expected || actual) of the next-token distributions, in nats. */
@@ -28,9 +30,11 @@ export function compareLogits(
   vocab: number,
 ): Difference & { readonly deviation: number } {
   const tokens = expected.length / vocab
-  let [maxAbs, sum, squares, kl, agreed] = [0, 0, 0, 0, 0]
+  let [maxAbs, errors, sum, squares, kl, agreed] = [0, 0, 0, 0, 0, 0]
   for (let i = 0; i < expected.length; i++) {
-    maxAbs = Math.max(maxAbs, Math.abs((actual[i] ?? Number.NaN) - expected[i]!))
+    const error = (actual[i] ?? Number.NaN) - expected[i]!
+    maxAbs = Math.max(maxAbs, Math.abs(error))
+    errors += error ** 2
     sum += expected[i]!
     squares += expected[i]! ** 2
   }
@@ -43,6 +47,7 @@ export function compareLogits(
   const meanSquare = squares / expected.length
   return {
     maxAbs,
+    rms: Math.sqrt(errors / expected.length),
     maxRel: maxAbs / Math.sqrt(meanSquare),
     // rounding can take a divergence of nothing below 0
     kl: kl < 0 ? 0 : kl / tokens,

@@ -20,6 +20,16 @@ import { packageGraph } from './ops/open.ts'
 import { writeTensors } from './write-tensors.ts'
 
 const goldens = ['llama', 'llama_untied_bias', 'mistral', 'qwen3'] as const
+/** One unusual feature each: dtypes, shards, rope scalings, spellings of the config, head counts, windows (goldens/make.py). */
+const variants = [
+  'llama_bf16_llama3_old_config',
+  'llama_f16_linear_one_kv_head',
+  'llama_f32_yarn_sharded',
+  'llama_mixed_norms_f32',
+  'mistral_f16_full',
+  'qwen3_bf16_sliding_yarn',
+  'qwen3_f32_bias_multi_head',
+] as const
 const goldenOf = (name: string) => join(packageRoot(), 'parity', 'goldens', name)
 const storyteller = (name: string) => join(packageRoot(), 'checkpoints', `storyteller-${name}`)
 
@@ -47,15 +57,15 @@ async function check(checkpoint: string, backend: string, quantize: 'none' | 'q8
 }
 
 describe('the reference is what other implementations compute', () => {
-  it.each(goldens)('%s', (name) => check(goldenOf(name), 'reference'))
+  it.each([...goldens, ...variants])('%s', (name) => check(goldenOf(name), 'reference'))
   it('storyteller-1m', () => check(storyteller('1m'), 'reference'))
 })
 
 describe('the CPU is within its tolerance', () => {
-  it.each(goldens)('%s', async (name) => {
+  it.each([...goldens, ...variants])('%s', async (name) => {
     for (const isa of addon().machine().available) await check(goldenOf(name), 'cpu', 'none', isa)
   })
-  it.each(goldens)('%s, q8', (name) => check(goldenOf(name), 'cpu', 'q8'))
+  it.each([...goldens, ...variants])('%s, q8', (name) => check(goldenOf(name), 'cpu', 'q8'))
   it.each(['7m', '1m'])('storyteller-%s', (name) => check(storyteller(name), 'cpu'))
   it.each(['7m', '1m'])('storyteller-%s, q8', (name) => check(storyteller(name), 'cpu', 'q8'))
 })

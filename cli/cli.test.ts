@@ -1,0 +1,176 @@
+/** The command as a shell sees it: stdout is data, stderr is progress, exit codes 0, 1, 2. Runs the built dist/. */
+import { spawnSync } from 'node:child_process'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { packageRoot } from '../abi/native.ts'
+
+const root = packageRoot()
+const golden = join(root, 'parity/goldens/llama')
+const folder = mkdtempSync(join(tmpdir(), 'ingot-cli-'))
+const pkg = join(folder, 'llama.ingot')
+const quantised = join(folder, 'llama-q8.ingot')
+
+function ingot(...args: string[]) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), ...args], {
+    encoding: 'utf8',
+    cwd: folder,
+    env: { ...process.env, NO_COLOR: '1' },
+  })
+  return { status, stdout, stderr, json: () => JSON.parse(stdout) }
+}
+
+beforeAll(() => {
+  expect(ingot('compile', golden, '-o', pkg).status).toBe(0)
+  expect(ingot('compile', golden, '-o', quantised, '--quantize', 'q8', '--quiet').status).toBe(0)
+})
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+describe('ingot', () => {
+  it('compile prints the plan hash, shows progress on stderr, and is reproducible', () => {
+    const again = ingot('compile', golden, '-o', join(folder, 'again.ingot'), '--json')
+    expect(again.stderr).toMatch(/compile 100 %/)
+    expect(again.json()).toMatchObject({ planHash: ingot('inspect', pkg, '--json').json().planHash })
+    expect(readFileSync(join(folder, 'again.ingot/manifest.json'))).toEqual(readFileSync(join(pkg, 'manifest.json')))
+  })
+
+  it('compile --quiet writes nothing to stderr', () => {
+    expect(ingot('compile', golden, '-o', join(folder, 'quiet.ingot'), '--quiet').stderr).toBe('')
+  })
+
+  it('inspect prints memory, state and instructions, and writes a page', () => {
+    const page = join(folder, 'plan.html')
+    const { status, stdout } = ingot('inspect', pkg, '--html', page)
+    expect(status).toBe(0)
+    expect(stdout).toMatch(/peak/)
+    expect(stdout).toMatch(/layers\.0\.attention/)
+    const html = readFileSync(page, 'utf8')
+    expect(html).toMatch(/<svg/)
+    expect(html).not.toMatch(/https?:\/\/(?!www\.w3\.org)/)
+  })
+
+  it('diff exits 0 for the same plan and 1 with the difference', () => {
+    expect(ingot('diff', pkg, join(folder, 'again.ingot')).status).toBe(0)
+    const { status, stdout } = ingot('diff', pkg, quantised)
+    expect(status).toBe(1)
+    expect(stdout).toMatch(/i8/)
+  })
+
+  it('verify accepts a sound package and refuses one flipped byte of any file', () => {
+    expect(ingot('verify', pkg, '--json').json()).toMatchObject({ ok: true })
+    for (const name of ['plan.bin', 'weights.safetensors', 'manifest.json']) {
+      const bad = join(folder, 'bad.ingot')
+      rmSync(bad, { recursive: true, force: true })
+      cpSync(pkg, bad, { recursive: true })
+      const bytes = readFileSync(join(bad, name))
+      bytes[bytes.length >> 1]! ^= 1
+      writeFileSync(join(bad, name), bytes)
+      const { status, stdout } = ingot('verify', bad, '--json')
+      expect(status, name).toBe(1)
+      expect(JSON.parse(stdout), name).toMatchObject({ ok: false, message: expect.stringContaining(name) })
+    }
+  })
+
+  it('parity passes on both backends and prints the documented JSON', () => {
+    for (const backend of ['reference', 'cpu']) {
+      const { status, json } = ingot(
+        'parity',
+        pkg,
+        '--golden',
+        join(golden, 'golden.safetensors'),
+        '--backend',
+        backend,
+        '--json',
+      )
+      expect(status, backend).toBe(0)
+      const report = json()
+      expect(report).toMatchObject({ pass: true, backend, reference: expect.stringContaining('transformers') })
+      expect(Object.keys(report.cases[0])).toEqual(
+        expect.arrayContaining(['name', 'tokens', 'maxAbs', 'maxRel', 'kl', 'argmaxAgreement', 'greedy']),
+      )
+      expect(report.cases[0].greedy).toMatchObject({ matched: 24, total: 24, firstDivergence: null })
+    }
+  })
+
+  it('parity exits 1 when the golden belongs to other weights', () => {
+    const other = join(root, 'parity/goldens/qwen3/golden.safetensors')
+    expect(ingot('parity', pkg, '--golden', other, '--quiet').status).toBe(1)
+  })
+
+  it('bench prints the documented JSON', () => {
+    const { status, json } = ingot(
+      'bench',
+      pkg,
+      '--prompt',
+      '16',
+      '--generate',
+      '4',
+      '--batch',
+      '1,2',
+      '--repeats',
+      '1',
+      '--json',
+    )
+    expect(status).toBe(0)
+    const report = json()
+    expect(Object.keys(report)).toEqual([
+      'backend',
+      'device',
+      'model',
+      'weightsBytes',
+      'stateBytesPerToken',
+      'peakBytes',
+      'launchesPerStep',
+      'loadMs',
+      'prefill',
+      'decode',
+    ])
+    expect(report.decode.map((cell: { batch: number }) => cell.batch)).toEqual([1, 2])
+    expect(report.launchesPerStep).toBe(ingot('inspect', pkg, '--json').json().instructions.length)
+  })
+
+  it('run streams the text, and says so as JSON', () => {
+    const checkpoint = join(root, 'checkpoints/storyteller-1m')
+    const story = join(folder, 'story.ingot')
+    expect(ingot('compile', checkpoint, '-o', story, '--quiet').status).toBe(0)
+    const options = ['--max-tokens', '12', '--temperature', '0']
+    const text = ingot('run', story, 'Once upon a time', ...options).stdout
+    const report = ingot('run', story, 'Once upon a time', ...options, '--json').json()
+    expect(text).toBe(`${report.text}\n`)
+    expect(report).toMatchObject({ finishReason: 'length', usage: { completionTokens: 12 } })
+    expect(ingot('run', story, 'Spell the word Rome.', '--chat', '--temperature', '0').stdout.trim()).toBe('R-o-m-e')
+  })
+
+  it('doctor names the instruction set and why other backends are absent', () => {
+    const { status, json } = ingot('doctor', '--json')
+    expect(status).toBe(0)
+    expect(json().machine.available).toContain('portable')
+    expect(json().backends).toContainEqual({ name: 'cuda', code: 'not_built', reason: expect.any(String) })
+  })
+
+  it.each([
+    ['an unknown command', ['frobnicate']],
+    ['an unknown option', ['verify', pkg, '--frobnicate']],
+    ['a missing argument', ['compile']],
+    ['a bad number', ['bench', pkg, '--prompt', 'many']],
+    ['an unknown backend', ['run', pkg, 'x', '--backend', 'abacus']],
+  ])('exits 2 for %s', (_, args) => {
+    const { status, stdout, stderr } = ingot(...args)
+    expect(status).toBe(2)
+    expect(stdout).toBe('')
+    expect(stderr).not.toBe('')
+  })
+
+  it.each([
+    ['a missing checkpoint', ['compile', 'nowhere'], 'FILE_MISSING'],
+    ['a missing package', ['run', 'nowhere.ingot', 'x'], 'FILE_MISSING'],
+    ['text without a tokenizer', ['run', pkg, 'x'], 'TOKENIZER_MISSING'],
+    ['an output that is not a package', ['compile', golden, '-o', folder], 'OUTPUT_EXISTS'],
+  ])('exits 1 with one typed line for %s', (_, args, code) => {
+    const { status, stderr } = ingot(...args, '--quiet')
+    expect(status).toBe(1)
+    expect(stderr).toContain(code)
+    expect(stderr.trim().split('\n')).toHaveLength(1)
+  })
+})

@@ -1,0 +1,30 @@
+import { writeFile } from 'node:fs/promises'
+import { Command } from 'commander'
+import { fail } from '../errors.ts'
+import { readPackage } from '../models/package.ts'
+import { printPlan } from '../plans/print.ts'
+import { planReport } from '../plans/report.ts'
+import { finish, log, print, type Shared } from './terminal.ts'
+
+interface Options extends Shared {
+  readonly html?: string
+}
+
+export const inspectCommand = new Command('inspect')
+  .description('show opcodes, registers over time, memory, state and bytes of a package')
+  .argument('<package>')
+  .option('--html <file>', 'write a self-contained page with the memory map')
+  .action((path: string, options: Options) =>
+    finish(async () => {
+      const { plan, planHash } = await readPackage(path, { integrity: 'structure' })
+      const listing = printPlan(plan)
+      if (options.html) {
+        await writeFile(options.html, planReport(plan, planHash, listing)).catch((cause: Error) => {
+          throw fail('OUTPUT_UNWRITABLE', { path: options.html, reason: cause.message }, cause)
+        })
+        log(options, `wrote ${options.html}`)
+      }
+      print(options, { planHash, ...plan }, `plan ${planHash}\n${listing}`)
+      return true
+    }),
+  )

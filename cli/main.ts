@@ -1,0 +1,51 @@
+#!/usr/bin/env node
+/** The `ingot` command: one file a subcommand. Exit 0: done; 1: a check failed; 2: wrong usage. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Command, CommanderError } from 'commander'
+import { packageRoot } from '../abi/native.ts'
+import { benchCommand } from './bench.ts'
+import { compileCommand } from './compile.ts'
+import { diffCommand } from './diff.ts'
+import { doctorCommand } from './doctor.ts'
+import { inspectCommand } from './inspect.ts'
+import { parityCommand } from './parity.ts'
+import { runCommand } from './run.ts'
+import { exits } from './terminal.ts'
+import { verifyCommand } from './verify.ts'
+
+const { version } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
+
+const program = new Command('ingot')
+  .description('Compile a model checkpoint into a verifiable plan and run it inside Node.js.')
+  .version(version)
+  .showHelpAfterError()
+  .exitOverride()
+
+for (const command of [
+  compileCommand,
+  inspectCommand,
+  diffCommand,
+  verifyCommand,
+  runCommand,
+  parityCommand,
+  benchCommand,
+  doctorCommand,
+]) {
+  const subcommand = command
+    .option('--json', 'print data as JSON on stdout')
+    .option('--quiet', 'no progress and no logs on stderr')
+  program.addCommand(subcommand.exitOverride())
+}
+
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(exits.done)
+  throw error
+})
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error
+  process.exitCode = error.exitCode === 0 ? exits.done : exits.usage
+}

@@ -1,0 +1,67 @@
+import { Command } from 'commander'
+import { open } from '../index.ts'
+import { integer, number } from './arguments.ts'
+import { finish, log, print, type Shared } from './terminal.ts'
+
+interface Options extends Shared {
+  readonly maxTokens: number
+  readonly temperature?: number
+  readonly seed?: number
+  readonly chat?: boolean
+  readonly backend: string
+  readonly isa?: string
+  readonly threads?: number
+}
+
+export const runCommand = new Command('run')
+  .description('generate text from a prompt; the text streams to stdout')
+  .argument('<package>')
+  .argument('<prompt>')
+  .option('--max-tokens <n>', 'most tokens to generate', integer(1), 256)
+  .option('--temperature <t>', '0 is greedy; default: as the checkpoint says', number)
+  .option('--seed <s>', 'seed of sampling', integer(0))
+  .option('--chat', 'apply the chat template to the prompt as a user message')
+  .option('--backend <name>', 'cpu, reference', 'cpu')
+  .option('--isa <name>', 'instruction set; see "ingot doctor"')
+  .option('--threads <n>', 'threads; default: physical cores', integer(1))
+  .action((path: string, prompt: string, options: Options) =>
+    finish(async () => {
+      await using model = await open(path, {
+        backend: options.backend,
+        maxSlots: 1,
+        ...(options.isa && { isa: options.isa }),
+        ...(options.threads && { threads: options.threads }),
+      })
+      const generation = {
+        maxTokens: options.maxTokens,
+        ...(options.temperature !== undefined && { temperature: options.temperature }),
+        ...(options.seed !== undefined && { seed: options.seed }),
+      }
+      const stream = options.chat
+        ? model.chat([{ role: 'user', content: prompt }], generation)
+        : model.generate(prompt, generation)
+      if (!options.json) for await (const { text } of stream) process.stdout.write(text)
+      const { text, tokens, finishReason, usage, timings, seed } = await stream.result()
+      if (!options.json) process.stdout.write('\n')
+      else
+        print(
+          options,
+          {
+            text,
+            tokens,
+            finishReason,
+            usage,
+            timings,
+            seed: seed.toString(),
+            planHash: model.info.hash,
+            device: model.device,
+          },
+          '',
+        )
+      log(
+        options,
+        `${finishReason}; ${usage.completionTokens} tokens, ${timings.tokensPerSecond.toFixed(0)} tokens/s, ${model.device.description}`,
+      )
+      return true
+    }),
+  )

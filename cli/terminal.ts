@@ -1,0 +1,61 @@
+/** What every subcommand shares: stdout is data, stderr is progress and logs, and the exit code says how it ended. */
+import { IngotError } from '../errors.ts'
+
+export interface Shared {
+  readonly json?: boolean
+  readonly quiet?: boolean
+}
+
+/** Exit codes: done, a check failed or the work could not be done, wrong usage. */
+export const exits = { done: 0, failed: 1, usage: 2 } as const
+
+/** Prints data: `value` as JSON with --json, else `text`. */
+export function print(shared: Shared, value: unknown, text: string): void {
+  process.stdout.write(
+    shared.json ? `${JSON.stringify(value, undefined, 2)}\n` : text.endsWith('\n') ? text : `${text}\n`,
+  )
+}
+
+/** Writes a line of log to stderr, unless --quiet. */
+export function log(shared: Shared, line: string): void {
+  if (!shared.quiet) process.stderr.write(`${line}\n`)
+}
+
+const colours = process.stderr.isTTY && !process.env.NO_COLOR
+export const dim = (text: string) => (colours ? `\x1b[2m${text}\x1b[0m` : text)
+export const bold = (text: string) => (colours ? `\x1b[1m${text}\x1b[0m` : text)
+
+/** A bar on stderr: redrawn in place on a terminal, one line a tenth elsewhere. */
+export function progress(shared: Shared, title: string): (done: number, total: number, what: string) => void {
+  let lastTenth = -1
+  return (done, total, what) => {
+    if (shared.quiet) return
+    const share = total > 0 ? done / total : 1
+    if (!process.stderr.isTTY) {
+      const tenth = Math.floor(share * 10)
+      if (tenth !== lastTenth) process.stderr.write(`${title} ${Math.round(share * 100)} % ${what}\n`)
+      lastTenth = tenth
+      return
+    }
+    const filled = Math.round(share * 24)
+    const bar = `${'█'.repeat(filled)}${dim('░'.repeat(24 - filled))}`
+    process.stderr.write(
+      `\r\x1b[K${title} ${bar} ${`${Math.round(share * 100)}`.padStart(3)} % ${dim(what.slice(-40))}`,
+    )
+    if (share >= 1) process.stderr.write('\n')
+  }
+}
+
+/** Runs a subcommand, turns its errors into one line on stderr and its result into the exit code. */
+export async function finish(work: () => Promise<boolean | undefined>): Promise<void> {
+  try {
+    process.exitCode = (await work()) === false ? exits.failed : exits.done
+  } catch (error) {
+    if (!(error instanceof IngotError)) throw error
+    process.stderr.write(`${error.name} ${error.code}: ${error.message}\n`)
+    const usage = ['USAGE', 'OPTION_UNKNOWN', 'OPTION_INVALID', 'BACKEND_UNKNOWN']
+    process.exitCode = usage.includes(error.code) ? exits.usage : exits.failed
+  }
+}
+
+export const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`

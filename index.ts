@@ -1,0 +1,113 @@
+/**
+ * Ingot: compile a checkpoint once, run its plan inside Node.js.
+ *
+ *     await compile('checkpoint-dir', { out: 'name.ingot' })
+ *     await using model = await open('name.ingot')
+ *     for await (const { text } of model.generate('Once upon a time')) process.stdout.write(text)
+ */
+import { z } from 'zod'
+import { backendNames, backendOf } from './compute/backends.ts'
+import { fail } from './errors.ts'
+import { capacity, type ModelOptions, modelShape } from './inference/capacity.ts'
+import { Model } from './inference/model.ts'
+import { parseOptions } from './inference/options.ts'
+import type { GenerationDefaults } from './inference/sampling.ts'
+import { type Package, readPackage } from './models/package.ts'
+
+export type { DeviceInfo, MemoryUse } from './compute/device.ts'
+export type { ErrorCode } from './errors.ts'
+export { CancelledError, ConfigError, DeviceError, IngotError, PlanError } from './errors.ts'
+export type { ModelOptions } from './inference/capacity.ts'
+export type { EngineStats } from './inference/engine.ts'
+export type { ChatOptions, ModelInfo, Prompt, RequestOptions } from './inference/model.ts'
+export { Model } from './inference/model.ts'
+export type { GenerateOptions } from './inference/sampling.ts'
+export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
+export type { ChatMessage } from './inference/text/chat-template.ts'
+export { type CompileOptions, type CompileResult, compile } from './models/compile.ts'
+export type { ExecutionPlan } from './plans/plan.ts'
+
+export interface OpenOptions extends ModelOptions {
+  /** Where to run. Default cpu; nothing else is tried when it cannot. */
+  backend?: string | undefined
+  /** Threads, the model's own included. Default: physical cores. */
+  threads?: number | undefined
+  /** Instruction set, of those that `ingot doctor` lists. Default: the best. */
+  isa?: string | undefined
+  /** Refuse a backend whose outputs depend on the batch. The CPU's never do. */
+  deterministic?: boolean | undefined
+  /** full (default) hashes every byte of the package; structure trusts the bytes of the weights. */
+  integrity?: 'full' | 'structure' | undefined
+}
+
+const openSchema = z.strictObject({
+  ...modelShape,
+  backend: z
+    .string()
+    .optional()
+    .describe(`one of ${backendNames.join(', ')}`),
+  threads: z.int().min(1).max(1024).optional().describe('an integer from 1 to 1024'),
+  isa: z.string().optional().describe('the name of an instruction set'),
+  deterministic: z.boolean().optional().describe('a boolean'),
+  integrity: z.enum(['full', 'structure']).optional().describe('"full" or "structure"'),
+})
+
+/** The stop tokens and sampling that the checkpoint's authors advise. */
+function generationDefaults({ manifest: { generation } }: Package): GenerationDefaults {
+  const { eos, doSample, temperature, topK, topP, minP, repetitionPenalty } = generation
+  return {
+    eosTokens: eos,
+    options: {
+      repetitionPenalty: repetitionPenalty ?? undefined,
+      ...(doSample && {
+        temperature: temperature ?? 1,
+        topK: topK ?? undefined,
+        topP: topP ?? undefined,
+        minP: minP ?? undefined,
+      }),
+    },
+  }
+}
+
+const tokenizerFiles = ({ tokenizerJson, tokenizerConfigJson, chatTemplate }: Package) =>
+  tokenizerJson === undefined ? undefined : { tokenizer: tokenizerJson, config: tokenizerConfigJson, chatTemplate }
+
+/**
+ * Opens a package: checks its bytes, proves its plan, links it with the kernels of the backend and takes the memory for
+ * `maxSlots` sequences of `contextTokens`. Throws ConfigError, PlanError or DeviceError; nothing stays open on failure.
+ */
+export async function open(path: string, options: OpenOptions = {}): Promise<Model> {
+  const {
+    backend = 'cpu',
+    threads = 0,
+    isa = '',
+    deterministic,
+    integrity = 'full',
+    ...sizes
+  } = parseOptions(openSchema, 'open', options)
+  const device = backendOf(backend)
+  const pkg = await readPackage(path, { integrity })
+  const fixed = capacity(pkg.plan, sizes, path)
+  const { limits, blocks, slots } = fixed
+  const runner = await device.open(pkg, { limits, blocks, slots, threads, isa })
+  try {
+    if (deterministic && !runner.info.deterministic)
+      throw fail('OPTION_INVALID', {
+        option: 'deterministic',
+        expected: 'a backend whose outputs do not depend on the batch',
+        got: backend,
+      })
+    return new Model({
+      runner,
+      plan: pkg.plan,
+      hash: pkg.planHash,
+      path,
+      capacity: fixed,
+      tokenizer: tokenizerFiles(pkg),
+      generation: generationDefaults(pkg),
+    })
+  } catch (error) {
+    runner.dispose()
+    throw error
+  }
+}
