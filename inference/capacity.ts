@@ -1,0 +1,125 @@
+/** Capacities of an open model: from its options and plan to the sizes that are fixed for its life. */
+import { z } from 'zod'
+import type { StepLimits } from '../abi/step.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
+import { invalid, parseOptions } from './options.ts'
+import { MAX_LOGIT_BIAS } from './sampling.ts'
+import { type StateNeeds, stateNeeds } from './state.ts'
+
+export interface ModelOptions {
+  /** Sequences that run at once. Default 16. */
+  maxSlots?: number | undefined
+  /** Longest sequence, prompt and output. Default: what the model allows, at most 4096. */
+  contextTokens?: number | undefined
+  /** Token budget of one step, prompts and outputs together. Default 256. */
+  maxTokensPerStep?: number | undefined
+  /** Rows of logits of one step. Default: at least maxSlots, up to 64 while they stay under 8 MiB. */
+  maxRows?: number | undefined
+  /** Requests that may wait for a slot before generate() fails with QUEUE_FULL. Default 1024. */
+  queueLimit?: number | undefined
+  /** Reuse the state of prompt beginnings seen before. Default true. */
+  prefixCache?: boolean | undefined
+  /** Blocks of paged state, without the dump. Default: enough for maxSlots full contexts. */
+  blocks?: number | undefined
+  /** Alternatively, bytes for all state. */
+  stateBytes?: number | undefined
+  /** Most prompt tokens that one sequence computes in a step. Default: the token budget. */
+  prefillChunk?: number | undefined
+  /** For tests: every n steps the latest sequence that has progressed is preempted. */
+  preemptEvery?: number | undefined
+}
+
+const count = (least: number, most: number) =>
+  z.int().min(least).max(most).optional().describe(`an integer from ${least} to ${most}`)
+
+/** The fields of ModelOptions, for whoever composes them with others. */
+export const modelShape = {
+  maxSlots: count(1, 4096),
+  contextTokens: count(1, 2 ** 24),
+  maxTokensPerStep: count(1, 2 ** 20),
+  maxRows: count(1, 2 ** 20),
+  queueLimit: count(0, 2 ** 31),
+  prefixCache: z.boolean().optional().describe('a boolean'),
+  blocks: count(1, 2 ** 30),
+  stateBytes: count(1, Number.MAX_SAFE_INTEGER),
+  prefillChunk: count(1, 2 ** 20),
+  preemptEvery: count(1, 2 ** 31),
+}
+const modelSchema = z.strictObject(modelShape)
+
+export interface Capacity {
+  readonly contextTokens: number
+  readonly maxSlots: number
+  readonly queueLimit: number
+  /** Most tokens of one sequence in a step. */
+  readonly chunk: number
+  readonly prefixCache: boolean
+  readonly preemptEvery: number
+  readonly needs: StateNeeds
+  /** With the three below: what Backend.open asks for. */
+  readonly limits: StepLimits
+  readonly blocks: number
+  readonly slots: number
+}
+
+/** Throws OPTION_UNKNOWN or OPTION_INVALID, or PLAN_INVALID for states that no option can make fit. */
+export function capacity(plan: ExecutionPlan, options: unknown, path: string): Capacity {
+  const given = parseOptions(modelSchema, 'open', options)
+  const maxSlots = given.maxSlots ?? 16
+  const contextTokens = given.contextTokens ?? Math.min(plan.maxContext, 4096)
+  if (contextTokens > plan.maxContext) {
+    throw invalid('contextTokens', `at most ${plan.maxContext}, the context of the model`, contextTokens)
+  }
+  const needs = stateNeeds(plan, contextTokens, path)
+  const leastTokens = Math.max(maxSlots, needs.wholeSequences ? contextTokens : 1)
+  const tokens = atLeast('maxTokensPerStep', given.maxTokensPerStep ?? Math.max(256, leastTokens), leastTokens)
+  const rows = atLeast('maxRows', given.maxRows ?? defaultRows(plan, maxSlots), maxSlots)
+  const blocksPerSequence = Math.ceil(contextTokens / needs.blockTokens)
+  const prefixCache = (given.prefixCache ?? true) && needs.prefixReuse
+  // A full context whose blocks are all cached copies its last one before it gives the cached one back.
+  const leastBlocks = blocksPerSequence + (prefixCache ? 1 : 0)
+  return {
+    contextTokens,
+    maxSlots,
+    queueLimit: given.queueLimit ?? 1024,
+    chunk: needs.wholeSequences ? tokens : Math.min(given.prefillChunk ?? tokens, tokens),
+    prefixCache,
+    preemptEvery: given.preemptEvery ?? 0,
+    needs,
+    limits: {
+      tokens,
+      rows,
+      sequences: maxSlots,
+      blocksPerSequence,
+      history: maxSlots * contextTokens,
+      biases: maxSlots * MAX_LOGIT_BIAS,
+      copies: maxSlots,
+    },
+    blocks: 1 + blockCount(given, needs, maxSlots, Math.max(maxSlots * blocksPerSequence, leastBlocks), leastBlocks),
+    slots: 1 + maxSlots,
+  }
+}
+
+function blockCount(
+  given: { blocks?: number | undefined; stateBytes?: number | undefined },
+  needs: StateNeeds,
+  maxSlots: number,
+  enough: number,
+  least: number,
+): number {
+  if (given.blocks !== undefined) return atLeast('blocks', given.blocks, least)
+  if (given.stateBytes === undefined || needs.bytesPerBlock === 0) return enough
+  const fixed = needs.bytesPerBlock + (1 + maxSlots) * needs.bytesPerSlot
+  const bytes = atLeast('stateBytes', given.stateBytes, fixed + least * needs.bytesPerBlock)
+  return Math.floor((bytes - fixed) / needs.bytesPerBlock)
+}
+
+/** Rows beyond one a slot only serve `logits()`; their copies out of the step must not hold the event loop. */
+function defaultRows(plan: ExecutionPlan, maxSlots: number): number {
+  return Math.max(maxSlots, Math.min(64, Math.floor(2 ** 21 / plan.vocab)))
+}
+
+function atLeast(option: string, value: number, least: number): number {
+  if (value < least) throw invalid(option, `at least ${least} for these slots and this context`, value)
+  return value
+}

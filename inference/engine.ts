@@ -1,0 +1,409 @@
+/**
+ * The loop: schedule, reserve, pack, run, then commit or roll back as a whole. One step is in flight at a time; requests
+ * arrive, are cancelled and expire meanwhile, and the next schedule sees it.
+ */
+import {
+  createResult,
+  createStep,
+  type ResultOffsets,
+  type ResultView,
+  ROW_RESULT_BYTES,
+  resultHeader,
+  type StepView,
+} from '../abi/step.ts'
+import type { Runner } from '../compute/device.ts'
+import { fail, IngotError } from '../errors.ts'
+import { BlockPool } from './blocks.ts'
+import type { Capacity } from './capacity.ts'
+import { pack } from './pack.ts'
+import { PrefixCache } from './prefix-cache.ts'
+import { Request, type Work } from './request.ts'
+import { type Assignment, type Policy, schedule } from './scheduler.ts'
+import { SlotPool } from './slots.ts'
+
+/** Words of one RowResult: token, logprob, then the alternatives. */
+export const ROW_WORDS = ROW_RESULT_BYTES / 4
+
+/** Longest that steps may follow each other without timers and I/O getting a turn, in milliseconds. */
+const TURN_MS = 2
+
+export interface EngineStats {
+  readonly steps: number
+  readonly failedSteps: number
+  /** Tokens computed, recomputed ones included. */
+  readonly tokens: number
+  readonly sampledTokens: number
+  /** Kernels that the last step launched; constant in batch size. */
+  readonly launchesPerStep: number
+  readonly slotLaunchesPerStep: number
+  /** Admissions that started from cached blocks, and the tokens that this saved. */
+  readonly prefixHits: number
+  readonly prefixTokens: number
+  readonly preemptions: number
+  readonly running: number
+  readonly waiting: number
+  readonly blocks: { readonly total: number; readonly used: number; readonly free: number; readonly cached: number }
+  /** Mean time of a step spent in JavaScript: commit, schedule, pack. */
+  readonly hostMicrosecondsPerStep: number
+  /** Mean time that the backend reports. */
+  readonly deviceMicrosecondsPerStep: number
+}
+
+export class Engine {
+  readonly capacity: Capacity
+  readonly #runner: Runner
+  readonly #vocab: number
+  readonly #hidden: number
+  readonly #policy: Policy
+  readonly #pool: BlockPool
+  readonly #slots: SlotPool
+  readonly #cache: PrefixCache | undefined
+  readonly #step: StepView
+  #result: ResultView
+  #offsets: ResultOffsets
+  /** Both in order of arrival. */
+  readonly #waiting: Request[] = []
+  readonly #running: Request[] = []
+  #arrivals = 0
+  #loop: Promise<void> | undefined
+  #disposed = false
+  #settledAt = 0
+  #turnAt = 0
+  readonly #count = {
+    steps: 0,
+    failedSteps: 0,
+    tokens: 0,
+    sampledTokens: 0,
+    launchesPerStep: 0,
+    slotLaunchesPerStep: 0,
+    prefixHits: 0,
+    prefixTokens: 0,
+    preemptions: 0,
+    hostMs: 0,
+    deviceMicroseconds: 0,
+  }
+
+  /** `widths`: elements of a row of logits and of the hidden output. */
+  constructor(runner: Runner, capacity: Capacity, widths: { readonly vocab: number; readonly hidden: number }) {
+    const { limits, needs } = capacity
+    this.#runner = runner
+    this.capacity = capacity
+    this.#vocab = widths.vocab
+    this.#hidden = widths.hidden
+    this.#policy = {
+      tokens: limits.tokens,
+      rows: limits.rows,
+      chunk: capacity.chunk,
+      blockTokens: needs.blockTokens,
+      whole: needs.wholeSequences,
+    }
+    this.#pool = new BlockPool(capacity.blocks)
+    this.#slots = new SlotPool(capacity.slots)
+    this.#cache = capacity.prefixCache ? new PrefixCache(this.#pool, needs.blockTokens) : undefined
+    this.#step = createStep(limits)
+    const { view, offsets } = createResult(limits.rows, { vocab: 0, hidden: 0 })
+    this.#result = view
+    this.#offsets = offsets
+  }
+
+  /** Queues `work`. Throws QUEUE_FULL; every later failure goes to the sink. */
+  submit(work: Work): Request {
+    const request = new Request(this.#arrivals++, work)
+    if (this.#disposed) return this.#refuse(request, fail('DISPOSED', {}))
+    if (work.signal?.aborted) return this.#refuse(request, fail('ABORTED', {}, work.signal.reason))
+    const { queueLimit } = this.capacity
+    if (this.#waiting.length >= queueLimit + this.#slots.free) throw fail('QUEUE_FULL', { limit: queueLimit })
+    this.#provide(work)
+    this.#watch(request)
+    this.#waiting.push(request)
+    this.#loop ??= Promise.resolve().then(() => this.#run())
+    return request
+  }
+
+  /**
+   * Ends `request` with `error`. Its slot and blocks are free at once: a step under way may still write to them, but
+   * nothing is handed out before it settles.
+   */
+  cancel(request: Request, error: unknown): void {
+    if (this.#end(request)) request.work.sink.failed(error)
+  }
+
+  stats(): EngineStats {
+    const { hostMs, deviceMicroseconds, ...counts } = this.#count
+    const steps = Math.max(1, counts.steps + counts.failedSteps)
+    const { total, used, free, idle } = this.#pool
+    return {
+      ...counts,
+      running: this.#running.length,
+      waiting: this.#waiting.length,
+      blocks: { total: total - 1, used, free, cached: idle },
+      hostMicrosecondsPerStep: (hostMs * 1000) / steps,
+      deviceMicrosecondsPerStep: deviceMicroseconds / Math.max(1, counts.steps),
+    }
+  }
+
+  /** Fails every request with DISPOSED and resolves when no step is under way. */
+  async dispose(): Promise<void> {
+    this.#disposed = true
+    for (const request of [...this.#running, ...this.#waiting]) this.cancel(request, fail('DISPOSED', {}))
+    await this.#loop
+  }
+
+  /**
+   * From the end of one step to the start of the next there is no await, so that what consumers do with the tokens
+   * overlaps the step.
+   */
+  async #run(): Promise<void> {
+    this.#settledAt = this.#turnAt = performance.now()
+    while (this.#running.length > 0 || this.#waiting.length > 0) {
+      const batch = this.#begin()
+      if (batch.length === 0) continue
+      const result = this.#result
+      const error = await this.#launch(result)
+      this.#settledAt = performance.now()
+      if (error === undefined) this.#commit(batch, result)
+      else this.#rollBack(batch, error)
+    }
+    this.#loop = undefined
+  }
+
+  /** Schedules, reserves and packs. A fault here is the engine's own: it ends every request rather than leave one hanging. */
+  #begin(): readonly Assignment<Request>[] {
+    try {
+      const batch = this.#reserve()
+      if (batch.length === 0) throw new Error('no sequence can advance')
+      pack(this.#step, batch, this.capacity.needs.resets, this.#offsets)
+      return batch
+    } catch (cause) {
+      const error = fail('STEP_FAILED', { where: 'the engine', reason: (cause as Error).message }, cause)
+      for (const request of [...this.#running, ...this.#waiting]) this.cancel(request, error)
+      return []
+    }
+  }
+
+  /** Runs the packed step and resolves to why it failed, or undefined. */
+  async #launch(result: ResultView): Promise<unknown> {
+    const started = performance.now()
+    this.#count.hostMs += started - this.#settledAt
+    try {
+      const step = this.#runner.step(this.#step, result)
+      if (started - this.#turnAt < TURN_MS) await step
+      else await Promise.all([step, this.#turn()])
+      return undefined
+    } catch (cause) {
+      return cause instanceof IngotError ? cause : stepFailed(cause)
+    }
+  }
+
+  /** While a step runs, whatever waits on the event loop gets its turn. */
+  async #turn(): Promise<void> {
+    await new Promise<void>((resolve) => setImmediate(resolve))
+    this.#turnAt = performance.now()
+  }
+
+  /** Schedules, and takes what the batch needs. */
+  #reserve(): readonly Assignment<Request>[] {
+    this.#preemptForTest()
+    const candidates = this.#waiting.slice(0, this.#slots.free)
+    for (const request of candidates) this.#match(request)
+    const resources = { refs: this.#pool.refs, blocks: this.#pool.free, slots: this.#slots.free }
+    const { batch, admitted, preempted } = schedule(this.#running, candidates, resources, this.#policy)
+    for (const request of preempted) this.#preempt(request)
+    for (const request of admitted) this.#hold(request)
+    for (const request of admitted) this.#admit(request)
+    for (const { sequence, blocks } of batch) {
+      for (let i = 0; i < blocks; i++) sequence.blocks.push(this.#pool.allocate())
+    }
+    return batch
+  }
+
+  /** Looks up, for a request in the queue, the cached blocks that it would start from. */
+  #match(request: Request): void {
+    if (!this.#cache || request.allRows || request.matchedAt === this.#cache.version) return
+    const { blockTokens } = this.capacity.needs
+    const entries = this.#cache.match(request.tokens.subarray(0, request.known), request.keys)
+    request.matchedAt = this.#cache.version
+    request.blocks = entries.map((entry) => entry.block)
+    // The last token is computed again whatever is cached: its row is wanted.
+    request.computed = Math.min(entries.length * blockTokens, request.known - 1)
+    request.copy = request.computed < entries.length * blockTokens
+    request.registered = Math.floor(request.computed / blockTokens)
+    request.entry = entries[request.registered - 1]
+  }
+
+  /** Holds the cached blocks of an admitted request, before any allocation could evict them. */
+  #hold(request: Request): void {
+    for (const block of request.blocks) this.#pool.retain(block)
+  }
+
+  #admit(request: Request): void {
+    this.#waiting.splice(this.#waiting.indexOf(request), 1)
+    insertByArrival(this.#running, request)
+    request.slot = this.#slots.allocate()
+    request.knownAtAdmission = request.known
+    request.grow()
+    if (request.copy) {
+      request.copySource = request.blocks.pop()!
+      request.blocks.push(this.#pool.allocate())
+      request.copy = false
+    }
+    if (request.computed > 0) {
+      this.#count.prefixHits++
+      this.#count.prefixTokens += request.computed
+    }
+    if (request.admittedAt > 0) return
+    request.admittedAt = performance.now()
+    request.cachedTokens = request.computed
+  }
+
+  #commit(batch: readonly Assignment<Request>[], result: ResultView): void {
+    const { launches, slot_launches, microseconds } = resultHeader.word
+    this.#count.steps++
+    this.#count.launchesPerStep = result.header[launches]!
+    this.#count.slotLaunchesPerStep = result.header[slot_launches]!
+    this.#count.deviceMicroseconds += result.header[microseconds]!
+    let row = 0
+    for (const { sequence, tokens, rows } of batch) {
+      this.#settle(sequence)
+      this.#count.tokens += tokens
+      if (!sequence.done) {
+        sequence.computed += tokens
+        this.#register(sequence)
+        this.#deliver(sequence, result, row, rows)
+      }
+      row += rows
+    }
+  }
+
+  /** The requests of a rejected step fail and return all they hold; nobody else notices. */
+  #rollBack(batch: readonly Assignment<Request>[], error: unknown): void {
+    this.#count.failedSteps++
+    for (const { sequence } of batch) this.#settle(sequence)
+    for (const { sequence } of batch) this.cancel(sequence, error)
+  }
+
+  /** The step that `request` took part in is over. */
+  #settle(request: Request): void {
+    if (request.copySource > 0) this.#pool.release(request.copySource)
+    request.copySource = 0
+  }
+
+  /** Hands the rows [row, row + rows) of `result` to the request. */
+  #deliver(request: Request, result: ResultView, row: number, rows: number): void {
+    const { output, sink } = request.work
+    try {
+      for (let i = 0; i < rows; i++) {
+        const position = request.computed - rows + i
+        if (output === 'token') {
+          request.append(result.rows[(row + i) * ROW_WORDS]!)
+          this.#count.sampledTokens++
+        }
+        if (sink.row(result, row + i, position)) this.#end(request)
+      }
+    } catch (error) {
+      this.cancel(request, error)
+    }
+  }
+
+  /** Makes newly full blocks known to the prefix cache, or adopts the blocks that already hold the same. */
+  #register(request: Request): void {
+    if (!this.#cache || request.allRows) return
+    const { blockTokens } = this.capacity.needs
+    while ((request.registered + 1) * blockTokens <= request.computed) {
+      const index = request.registered
+      const block = request.blocks[index]!
+      const broken = index > 0 && !request.entry
+      const entry = broken ? undefined : this.#cache.insert(request.tokens, request.keys, index, request.entry, block)
+      if (entry && entry.block !== block) {
+        this.#pool.retain(entry.block)
+        this.#pool.release(block)
+        request.blocks[index] = entry.block
+      }
+      request.entry = entry
+      request.registered++
+    }
+  }
+
+  /** Takes `request` out of the engine; false if it had ended before. */
+  #end(request: Request): boolean {
+    if (request.done) return false
+    request.done = true
+    request.unwatch()
+    const list = request.slot > 0 ? this.#running : this.#waiting
+    const index = list.indexOf(request)
+    if (index >= 0) list.splice(index, 1)
+    this.#vacate(request)
+    return true
+  }
+
+  /** Returns slot and blocks. Tails first, so that children fall idle before their parents. */
+  #vacate(request: Request): void {
+    if (request.slot === 0) return
+    for (let i = request.blocks.length - 1; i >= 0; i--) this.#pool.release(request.blocks[i]!)
+    this.#slots.release(request.slot)
+    request.blocks = []
+    request.slot = 0
+  }
+
+  #preempt(request: Request): void {
+    this.#count.preemptions++
+    this.#running.splice(this.#running.indexOf(request), 1)
+    this.#vacate(request)
+    request.computed = 0
+    request.registered = 0
+    request.entry = undefined
+    request.matchedAt = -1
+    insertByArrival(this.#waiting, request)
+  }
+
+  #preemptForTest(): void {
+    const { preemptEvery } = this.capacity
+    if (preemptEvery === 0 || (this.#count.steps + 1) % preemptEvery !== 0) return
+    const victim = this.#running.findLast((request) => request.known > request.knownAtAdmission)
+    if (victim) this.#preempt(victim)
+  }
+
+  #refuse(request: Request, error: unknown): Request {
+    request.done = true
+    request.work.sink.failed(error)
+    return request
+  }
+
+  /** Ends the request when its signal aborts or its deadline passes, whichever step is under way. */
+  #watch(request: Request): void {
+    const { signal, deadlineMs } = request.work
+    const abort = () => this.cancel(request, fail('ABORTED', {}, signal?.reason))
+    const expire = () => this.cancel(request, fail('DEADLINE_EXCEEDED', { milliseconds: deadlineMs }))
+    const timer = deadlineMs === undefined ? undefined : setTimeout(expire, deadlineMs)
+    signal?.addEventListener('abort', abort, { once: true })
+    request.unwatch = () => {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', abort)
+    }
+  }
+
+  /** Makes room in the result buffer for what `work` wants beyond tokens. */
+  #provide({ output }: Work): void {
+    const { logits, hidden } = this.#offsets
+    if (output === 'token' || (output === 'logits' ? logits : hidden) > 0) return
+    const widths = {
+      vocab: output === 'logits' || logits > 0 ? this.#vocab : 0,
+      hidden: output === 'hidden' || hidden > 0 ? this.#hidden : 0,
+    }
+    const { view, offsets } = createResult(this.capacity.limits.rows, widths)
+    this.#result = view
+    this.#offsets = offsets
+  }
+}
+
+function stepFailed(cause: unknown): IngotError {
+  const reason = cause instanceof Error ? cause.message : String(cause)
+  return fail('STEP_FAILED', { where: 'the backend', reason }, cause)
+}
+
+/** Almost always at the end: only preempted sequences come back to an earlier place. */
+function insertByArrival(list: Request[], request: Request): void {
+  let index = list.length
+  while (index > 0 && list[index - 1]!.arrival > request.arrival) index--
+  list.splice(index, 0, request)
+}

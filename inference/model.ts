@@ -1,0 +1,298 @@
+/** An open model: what `open()` returns. */
+import { z } from 'zod'
+import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
+import { type ErrorDetails, fail } from '../errors.ts'
+import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
+import type { Capacity } from './capacity.ts'
+import { Engine, type EngineStats } from './engine.ts'
+import { invalid, parseOptions } from './options.ts'
+import type { Output } from './request.ts'
+import { type GenerateOptions, type GenerationDefaults, generateShape, requestShape, sampling } from './sampling.ts'
+import { Generation, type Prepared } from './stream.ts'
+import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from './text/chat-template.ts'
+import { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerFiles } from './text/tokenizer.ts'
+
+/** Text, or token ids. */
+export type Prompt = string | ArrayLike<number>
+
+export interface RequestOptions {
+  /** Ends the request within one step. */
+  signal?: AbortSignal | undefined
+  /** Milliseconds from now after which the request fails with DEADLINE_EXCEEDED. */
+  deadlineMs?: number | undefined
+}
+
+export interface ChatOptions extends GenerateOptions, ChatTemplateOptions {}
+
+/** What a model is made of. */
+export interface ModelParts {
+  /** Opened with `capacity`. */
+  readonly runner: Runner
+  readonly plan: ExecutionPlan
+  /** Content hash of the plan. */
+  readonly hash: string
+  /** Path of the package, for messages. */
+  readonly path: string
+  /** Of this plan; see capacity(). */
+  readonly capacity: Capacity
+  readonly tokenizer?: TokenizerFiles | undefined
+  readonly generation: GenerationDefaults
+}
+
+export interface ModelInfo {
+  readonly path: string
+  readonly hash: string
+  /** Model family. */
+  readonly model: string
+  readonly vocab: number
+  readonly hidden: number
+  /** Longest sequence here, and of the model. */
+  readonly contextTokens: number
+  readonly maxContext: number
+  readonly maxSlots: number
+  readonly stateBytesPerToken: number
+  readonly hasTokenizer: boolean
+  readonly hasChatTemplate: boolean
+}
+
+const requestSchema = z.strictObject(requestShape)
+const chatShape = {
+  addGenerationPrompt: z.boolean().optional().describe('a boolean'),
+  tools: z.array(z.unknown()).optional().describe('an array of tools'),
+  variables: z.record(z.string(), z.unknown()).optional().describe('an object'),
+}
+const chatSchema = z.strictObject({ ...generateShape, ...chatShape })
+const messagesSchema = z.array(z.looseObject({ role: z.string() })).min(1)
+
+export class Model {
+  readonly info: ModelInfo
+  readonly device: DeviceInfo
+  readonly plan: ExecutionPlan
+  readonly #runner: Runner
+  readonly #path: string
+  readonly #engine: Engine
+  readonly #defaults: GenerationDefaults
+  readonly #eosTokens: ReadonlySet<number>
+  readonly #tokenizer: Tokenizer | undefined
+  readonly #template: ChatTemplate | undefined
+  #disposal: Promise<void> | undefined
+
+  /** Throws PACKAGE_INVALID for tokenizer files that cannot be read; the runner is then the caller's to dispose. */
+  constructor({ runner, plan, hash, path, capacity, tokenizer, generation }: ModelParts) {
+    this.#runner = runner
+    this.plan = plan
+    this.#path = path
+    this.#defaults = generation
+    this.#tokenizer = tokenizer && new Tokenizer(tokenizer, path)
+    this.#template = this.#tokenizer && ChatTemplate.of(this.#tokenizer, tokenizer?.chatTemplate, path)
+    this.#eosTokens = new Set(generation.eosTokens.length > 0 ? generation.eosTokens : this.#tokenizerEos())
+    this.#engine = new Engine(runner, capacity, { vocab: plan.vocab, hidden: plan.hidden })
+    this.device = runner.info
+    this.info = {
+      path,
+      hash,
+      model: plan.model,
+      vocab: plan.vocab,
+      hidden: plan.hidden,
+      contextTokens: capacity.contextTokens,
+      maxContext: plan.maxContext,
+      maxSlots: capacity.maxSlots,
+      stateBytesPerToken: capacity.needs.bytesPerToken,
+      hasTokenizer: this.#tokenizer !== undefined,
+      hasChatTemplate: this.#template !== undefined,
+    }
+  }
+
+  /**
+   * Generates from text (special tokens added as the tokenizer does) or token ids. Errors arrive where the generation is
+   * awaited: OPTION_UNKNOWN, OPTION_INVALID, PROMPT_EMPTY, PROMPT_TOO_LONG, TOKEN_OUT_OF_RANGE, TOKENIZER_MISSING,
+   * QUEUE_FULL, MODEL_DISPOSED, ABORTED, DEADLINE_EXCEEDED, DISPOSED, and the backend's DeviceError. A generation stops
+   * when prompt and output fill the context, with finishReason 'length'.
+   */
+  generate(prompt: Prompt, options?: GenerateOptions): Generation {
+    return new Generation(this.#engine, () => this.#prepare(prompt, options, 'generate'))
+  }
+
+  /** Generates the next turn of a conversation; besides, CHAT_TEMPLATE_MISSING and CHAT_TEMPLATE_FAILED. */
+  chat(messages: readonly ChatMessage[], options: ChatOptions = {}): Generation {
+    return new Generation(this.#engine, async () => {
+      this.#assertOpen()
+      const { addGenerationPrompt, tools, variables } = parseOptions(chatSchema, 'chat', options)
+      const rest = Object.entries(options).filter(([name]) => !(name in chatShape))
+      const prompt = this.renderChat(messages, { addGenerationPrompt, tools, variables })
+      return this.#prepare(prompt, Object.fromEntries(rest), 'chat', { addSpecialTokens: false })
+    })
+  }
+
+  /** The prompt that chat() generates from. */
+  renderChat(messages: readonly ChatMessage[], options?: ChatTemplateOptions): string {
+    this.#assertOpen()
+    if (!this.#template) throw fail('CHAT_TEMPLATE_MISSING', { package: this.#path })
+    if (!messagesSchema.safeParse(messages).success) {
+      throw invalid('messages', 'a non-empty array of objects with a role', messages)
+    }
+    return this.#template.render(messages, options)
+  }
+
+  /** One unit-length vector per text: the hidden state of its last token. Throws OUTPUT_MISSING and as generate() does. */
+  async embed(texts: string | readonly Prompt[], options?: RequestOptions): Promise<Float32Array[]> {
+    this.#assertOpen()
+    this.#assertOutput('hidden', 'embed')
+    const { signal, deadlineMs } = parseOptions(requestSchema, 'embed', options)
+    const prompts = typeof texts === 'string' ? [texts] : texts
+    if (!Array.isArray(prompts)) throw invalid('texts', 'a string or an array of prompts', texts)
+    const vectors: Float32Array[] = new Array(prompts.length)
+    const failure = new AbortController()
+    const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
+    let next = 0
+    // As many at a time as can run: a long list must not fill the queue.
+    const work = async () => {
+      for (let index = next++; index < prompts.length; index = next++) {
+        const prompt = await this.#encode(prompts[index]!)
+        const vector = new Float32Array(this.plan.hidden)
+        await this.#collect(prompt, 'hidden', { signal: either, deadlineMs }, vector)
+        vectors[index] = normalize(vector)
+      }
+    }
+    try {
+      await Promise.all(Array.from({ length: this.info.maxSlots }, work))
+    } catch (error) {
+      failure.abort(error)
+      throw error
+    }
+    return vectors
+  }
+
+  /** Logits of every token of the prompt, (tokens, vocab) in f32. Throws as generate() does, and OUT_OF_MEMORY. */
+  async logits(prompt: Prompt, options?: RequestOptions): Promise<Float32Array> {
+    this.#assertOpen()
+    this.#assertOutput('logits', 'logits')
+    const request = parseOptions(requestSchema, 'logits', options)
+    const ids = await this.#encode(prompt)
+    const logits = allocate(ids.length * this.plan.vocab)
+    await this.#collect(ids, 'logits', request, logits)
+    return logits
+  }
+
+  /** Token ids of `text`. Rejects with TOKENIZER_MISSING. */
+  async tokenize(text: string, options?: EncodeOptions): Promise<Int32Array> {
+    this.#assertOpen()
+    return this.#requireTokenizer().encode(text, options)
+  }
+
+  /** Text of token ids. Throws TOKENIZER_MISSING. */
+  detokenize(tokens: ArrayLike<number>, options?: DecodeOptions): string {
+    this.#assertOpen()
+    return this.#requireTokenizer().decode(tokens, options)
+  }
+
+  stats(): EngineStats {
+    this.#assertOpen()
+    return this.#engine.stats()
+  }
+
+  memory(): MemoryUse {
+    this.#assertOpen()
+    return this.#runner.memory()
+  }
+
+  /** Fails what is under way with DISPOSED, waits for the running step and frees everything. Idempotent. */
+  dispose(): Promise<void> {
+    this.#disposal ??= this.#dispose()
+    return this.#disposal
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose()
+  }
+
+  async #dispose(): Promise<void> {
+    await Promise.all([this.#engine.dispose(), this.#tokenizer?.dispose()])
+    this.#runner.dispose()
+  }
+
+  async #prepare(prompt: Prompt, options: unknown, where: string, encoding?: EncodeOptions): Promise<Prepared> {
+    this.#assertOpen()
+    const choice = sampling(options, this.#defaults, this.plan.vocab, where)
+    this.#assertOutput('tokens', where)
+    if (choice.stop.length > 0) this.#requireTokenizer()
+    const ids = await this.#encode(prompt, encoding)
+    return {
+      prompt: ids,
+      sampling: choice,
+      maxTokens: Math.min(choice.maxTokens, this.info.contextTokens - ids.length),
+      eosTokens: this.#eosTokens,
+      tokenizer: this.#tokenizer,
+    }
+  }
+
+  /** Token ids of a prompt, checked. */
+  async #encode(prompt: Prompt, options?: EncodeOptions): Promise<Int32Array> {
+    const ids = typeof prompt === 'string' ? await this.#requireTokenizer().encode(prompt, options) : prompt
+    const { vocab, contextTokens } = this.info
+    if (typeof ids?.length !== 'number') throw invalid('prompt', 'a string or an array of token ids', prompt)
+    if (ids.length === 0) throw fail('PROMPT_EMPTY', {})
+    if (ids.length > contextTokens) throw fail('PROMPT_TOO_LONG', { tokens: ids.length, limit: contextTokens })
+    for (let index = 0; index < ids.length; index++) {
+      const token: unknown = ids[index]
+      const inside = Number.isInteger(token) && (token as number) >= 0 && (token as number) < vocab
+      if (!inside) throw fail('TOKEN_OUT_OF_RANGE', { token, index, vocabulary: vocab })
+    }
+    return Int32Array.from(ids)
+  }
+
+  /** Runs `prompt` and copies the rows of one output into `target`, which has room for all that are wanted. */
+  #collect(prompt: Int32Array, output: Exclude<Output, 'token'>, options: RequestOptions, target: Float32Array) {
+    const last = prompt.length - 1
+    return new Promise<void>((resolve, reject) => {
+      const row: Parameters<Engine['submit']>[0]['sink']['row'] = (result, at, position) => {
+        const source = result[output]
+        const width = source.length / this.#engine.capacity.limits.rows
+        const offset = output === 'logits' ? position * width : 0
+        target.set(source.subarray(at * width, (at + 1) * width), offset)
+        if (position === last) resolve()
+        return position === last
+      }
+      this.#engine.submit({ prompt, output, maxTokens: 0, ...options, sink: { row, failed: reject } })
+    })
+  }
+
+  #tokenizerEos(): number[] {
+    const id = this.#tokenizer?.idOf(this.#tokenizer.named('eos_token') ?? '')
+    return id === undefined ? [] : [id]
+  }
+
+  #requireTokenizer(): Tokenizer {
+    if (!this.#tokenizer) throw fail('TOKENIZER_MISSING', { package: this.#path })
+    return this.#tokenizer
+  }
+
+  #assertOutput(output: OutputName, method: string): void {
+    if (this.plan.outputs[output] !== undefined) return
+    throw fail('OUTPUT_MISSING', { package: this.#path, output, method: `${method}()` })
+  }
+
+  #assertOpen(): void {
+    if (this.#disposal) throw fail('MODEL_DISPOSED', { package: this.#path })
+  }
+}
+
+function allocate(elements: number): Float32Array {
+  try {
+    return new Float32Array(elements)
+  } catch (cause) {
+    const details: ErrorDetails<'OUT_OF_MEMORY'> = {
+      thing: 'the logits of this prompt',
+      needed: elements * 4,
+      available: 'less',
+    }
+    throw fail('OUT_OF_MEMORY', details, cause)
+  }
+}
+
+/** Scales to unit length, in place. */
+function normalize(vector: Float32Array): Float32Array {
+  const length = Math.hypot(...vector)
+  if (length > 0) for (let i = 0; i < vector.length; i++) vector[i]! /= length
+  return vector
+}

@@ -1,0 +1,84 @@
+/** One request inside the engine: what was asked, and how far it is. */
+import type { ResultView } from '../abi/step.ts'
+import type { CachedBlock } from './prefix-cache.ts'
+import type { Sampling } from './sampling.ts'
+import type { Sequence } from './scheduler.ts'
+
+/** What a row of the request is wanted for. */
+export type Output = 'token' | 'logits' | 'hidden'
+
+/** Receives what the engine computes. The views belong to the engine and are valid during the call only. */
+export interface Sink {
+  /** Row `row` of `result` belongs to the token at `position`. True: the request needs no more. */
+  row(result: ResultView, row: number, position: number): boolean
+  /** The request ended without completing; nothing follows. */
+  failed(error: unknown): void
+}
+
+export interface Work {
+  readonly prompt: Int32Array
+  readonly output: Output
+  /** Required for output 'token'. */
+  readonly sampling?: Sampling | undefined
+  /** Most tokens that the request adds to its prompt. */
+  readonly maxTokens: number
+  readonly signal?: AbortSignal | undefined
+  readonly deadlineMs?: number | undefined
+  readonly sink: Sink
+}
+
+export class Request implements Sequence {
+  readonly arrival: number
+  readonly work: Work
+  readonly allRows: boolean
+  /** Prompt, then output. */
+  tokens: Int32Array
+  known: number
+  computed = 0
+  blocks: number[] = []
+  copy = false
+  /** 0: not running. */
+  slot = 0
+  done = false
+  /** Held for the duration of a step: the cached block that the step copies. */
+  copySource = 0
+
+  /** Hashes of the full blocks of `tokens`, as far as they were needed. */
+  readonly keys: string[] = []
+  /** Blocks that are registered with the prefix cache, and the entry of the last. */
+  registered = 0
+  entry: CachedBlock | undefined
+  /** Version of the cache at the last lookup. */
+  matchedAt = -1
+
+  /** For timings and usage: milliseconds of performance.now(). */
+  readonly submittedAt = performance.now()
+  admittedAt = 0
+  /** Prompt tokens that came from the cache at the first admission. */
+  cachedTokens = 0
+  /** `known` when last admitted. */
+  knownAtAdmission = 0
+  /** Takes listener and timer away. */
+  unwatch: () => void = () => {}
+
+  constructor(arrival: number, work: Work) {
+    this.arrival = arrival
+    this.work = work
+    this.allRows = work.output === 'logits'
+    this.known = work.prompt.length
+    this.tokens = work.prompt
+  }
+
+  /** Makes `tokens` as long as the request can get; a queue of prompts does not need it yet. */
+  grow(): void {
+    const length = this.work.prompt.length + this.work.maxTokens
+    if (this.tokens.length >= length) return
+    const tokens = new Int32Array(length)
+    tokens.set(this.tokens)
+    this.tokens = tokens
+  }
+
+  append(token: number): void {
+    this.tokens[this.known++] = token
+  }
+}
