@@ -2,9 +2,9 @@ import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
   test: {
-    include: ['{abi,plans,models,compute,inference,parity,cli,bench}/**/*.test.ts', '*.test.ts'],
+    include: ['{abi,adr,plans,models,compute,inference,parity,cli,bench}/**/*.test.ts', '*.test.ts'],
     testTimeout: 60_000,
     pool: 'forks',
-    poolOptions: { forks: { maxForks: 2 } },
+    maxWorkers: 2,
   },
 })

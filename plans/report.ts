@@ -21,7 +21,7 @@ export function bytes(value: number): string {
 }
 
 const style = `
-:root { --ink: #1d2127; --soft: #5d6673; --line: #d9dee5; --ground: #fbfaf8; --card: #fff; }
+:root { color-scheme: light dark; --ink: #1d2127; --soft: #5d6673; --line: #d9dee5; --ground: #fbfaf8; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #9aa3af; --line: #333a44; --ground: #14171b; --card: #1c2026; } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--ground); font: 15px/1.5 system-ui, sans-serif }

@@ -48,6 +48,7 @@ export class Tokenizer {
   readonly #files: TokenizerFiles
   readonly #implementation: Implementation
   readonly #special = new Set<number>()
+  readonly #single = new Map<number, string>()
   #inline = 0
   #worker: EncodeWorker | undefined
 
@@ -87,9 +88,18 @@ export class Tokenizer {
   /** Decodes a stream of tokens, special ones left out. */
   detokenizer(): Detokenizer {
     return new Detokenizer(
-      (ids) => this.decode(ids),
+      (ids) => (ids.length === 1 ? this.#decodeOne(ids[0]!) : this.decode(ids)),
       (id) => this.#special.has(id),
     )
+  }
+
+  /** Every second window of a stream is one token, and few tokens make most of a text. */
+  #decodeOne(id: number): string {
+    const known = this.#single.get(id)
+    if (known !== undefined) return known
+    const text = this.decode([id])
+    this.#single.set(id, text)
+    return text
   }
 
   /** Id of the token that is spelled `token`. */

@@ -1,0 +1,183 @@
+// Which instruction sets this machine runs. Compiled once, for the least machine.
+#include <fstream>
+#include <set>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "cpu.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace ingot::cpu {
+
+#define INGOT_DECLARE(isa) namespace isa { extern const KernelTable table; }
+INGOT_DECLARE(portable)
+#if defined(INGOT_HAS_avx2)
+INGOT_DECLARE(avx2)
+INGOT_DECLARE(avx512)
+INGOT_DECLARE(avx512_vnni)
+INGOT_DECLARE(amx)
+#endif
+#undef INGOT_DECLARE
+
+namespace {
+
+#if defined(__x86_64__)
+struct Feature { const char* name; uint32_t leaf, subleaf; int reg, bit; uint64_t state; };
+
+// State components the operating system must save (Intel SDM volume 1, 13.1): AVX, AVX-512, AMX.
+constexpr uint64_t kAvxState = 0x6, kAvx512State = 0xe6, kAmxState = 0x60000;
+enum { eax, ebx, ecx, edx };
+constexpr Feature kFeatures[] = {
+    {"fma", 1, 0, ecx, 12, kAvxState},
+    {"f16c", 1, 0, ecx, 29, kAvxState},
+    {"avx2", 7, 0, ebx, 5, kAvxState},
+    {"avx512f", 7, 0, ebx, 16, kAvx512State},
+    {"avx512dq", 7, 0, ebx, 17, kAvx512State},
+    {"avx512bw", 7, 0, ebx, 30, kAvx512State},
+    {"avx512vl", 7, 0, ebx, 31, kAvx512State},
+    {"avx512_vnni", 7, 0, ecx, 11, kAvx512State},
+    {"avx512_bf16", 7, 1, eax, 5, kAvx512State},
+    {"amx_bf16", 7, 0, edx, 22, kAmxState},
+    {"amx_tile", 7, 0, edx, 24, kAmxState},
+    {"amx_int8", 7, 0, edx, 25, kAmxState},
+};
+
+uint64_t enabled_states() {
+  uint32_t r[4];
+  if (!__get_cpuid(1, &r[eax], &r[ebx], &r[ecx], &r[edx]) || !(r[ecx] >> 27 & 1)) return 0;  // OSXSAVE
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t(high) << 32 | low;
+}
+
+// Linux gives tile registers to a process that asks (arch_prctl(2), ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA).
+bool tiles_permitted() {
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+
+struct Detected {
+  std::vector<const char*> present;
+  bool tiles_refused = false;
+
+  Detected() {
+    const uint64_t states = enabled_states();
+    for (const Feature& f : kFeatures) {
+      uint32_t r[4];
+      const bool known = __get_cpuid_count(f.leaf, f.subleaf, &r[eax], &r[ebx], &r[ecx], &r[edx]);
+      if (known && r[f.reg] >> f.bit & 1 && (states & f.state) == f.state) present.push_back(f.name);
+    }
+    if (has("amx_tile") && !tiles_permitted()) tiles_refused = true;
+  }
+  bool has(std::string_view name) const {
+    for (const char* p : present) if (name == p) return true;
+    return false;
+  }
+};
+const Detected& detected() {
+  static const Detected d;
+  return d;
+}
+
+// The first of the names that the machine lacks, as a reason.
+const char* missing(std::initializer_list<const char*> names) {
+  static std::set<std::string> reasons;  // called under the initialisation of instruction_sets() only
+  for (const char* name : names) {
+    if (!detected().has(name)) {
+      return reasons.insert(std::string("the CPU or the operating system does not offer ") + name).first->c_str();
+    }
+  }
+  return nullptr;
+}
+#endif
+
+std::vector<InstructionSet> detect() {
+  std::vector<InstructionSet> sets;
+#if defined(INGOT_HAS_avx2)
+  const auto add = [&](const char* name, const KernelTable& table, const char* reason) {
+    sets.push_back({name, reason ? nullptr : &table, reason});
+  };
+  const char* avx2 = missing({"avx2", "fma", "f16c"});
+  const char* avx512 = avx2 ? avx2 : missing({"avx512f", "avx512bw", "avx512dq", "avx512vl"});
+  const char* vnni = avx512 ? avx512 : missing({"avx512_vnni", "avx512_bf16"});
+  const char* amx = vnni ? vnni : missing({"amx_tile", "amx_int8", "amx_bf16"});
+  if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
+  add("amx", amx::table, amx);
+  add("avx512_vnni", avx512_vnni::table, vnni);
+  add("avx512", avx512::table, avx512);
+  add("avx2", avx2::table, avx2);
+#endif
+  sets.push_back({"portable", &portable::table, nullptr});
+  return sets;
+}
+
+// First line of a file; empty when there is none.
+std::string first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown CPU";
+}
+
+// Distinct cores among the CPUs that the scheduler may put this process on: siblings share a core.
+unsigned physical_cores() {
+#if defined(__linux__)
+  for (size_t cpus = 1024; cpus <= 1 << 20; cpus *= 2) {  // EINVAL until the mask holds every CPU of the machine
+    cpu_set_t* mask = CPU_ALLOC(cpus);
+    const size_t bytes = CPU_ALLOC_SIZE(cpus);
+    CPU_ZERO_S(bytes, mask);
+    std::set<std::string> cores;
+    const bool known = sched_getaffinity(0, bytes, mask) == 0;
+    for (size_t cpu = 0; known && cpu < cpus; ++cpu) {
+      if (!CPU_ISSET_S(cpu, bytes, mask)) continue;
+      const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list";
+      const std::string siblings = first_line(path);
+      cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+    }
+    CPU_FREE(mask);
+    if (!cores.empty()) return unsigned(cores.size());
+  }
+#endif
+  const unsigned threads = std::thread::hardware_concurrency();
+  return threads ? threads : 1;
+}
+
+}  // namespace
+
+std::span<const InstructionSet> instruction_sets() {
+  static const std::vector<InstructionSet> sets = detect();
+  return sets;
+}
+
+const CpuInfo& cpu_info() {
+#if defined(__x86_64__)
+  static const CpuInfo info{cpu_name(), physical_cores(), detected().present};
+#else
+  static const CpuInfo info{cpu_name(), physical_cores(), {}};
+#endif
+  return info;
+}
+
+}  // namespace ingot::cpu

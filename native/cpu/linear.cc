@@ -1,0 +1,16 @@
+#include "product.h"
+
+namespace ingot::cpu::INGOT_ISA {
+
+void linear(const Context& context, const Call& call) {
+  const auto& p = call.as<op::linear::Params>();
+  const Epilogue epilogue{
+      .bias = call.weights[op::linear::weight_bias].as<float>(),
+      .activation = Activation(p.activation),
+      .residual = call.inputs[op::linear::in_residual],
+  };
+  product(context, call.inputs[op::linear::in_x], call.weights[op::linear::weight_weight],
+          call.weights[op::linear::weight_scales], epilogue, call.outputs[op::linear::out_out]);
+}
+
+}  // namespace ingot::cpu::INGOT_ISA

@@ -1,0 +1,129 @@
+// Speed of the kernels that carry a model, per instruction set: kernels_bench [threads].
+#include <chrono>
+#include <cstdio>
+
+#include "kernels.h"
+
+using namespace ingot;
+using namespace ingot::test;
+
+namespace {
+
+// Seconds of one call: the best of several, after one to warm up.
+double seconds(const KernelTable& table, unsigned threads, uint16_t opcode, const Step& step, const Call& call) {
+  using Clock = std::chrono::steady_clock;
+  run_on(table, threads, opcode, step, call);
+  double best = 1e9, spent = 0;
+  while (spent < 0.3) {
+    const auto start = Clock::now();
+    run_on(table, threads, opcode, step, call);
+    const double taken = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::min(best, taken);
+    spent += taken;
+  }
+  return best;
+}
+
+void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size_t m, size_t n, size_t k) {
+  const size_t bytes = n * k * dtype_bytes(dtype), scale_bytes = dtype == DType::i8 ? n * k / 32 * 2 : 0;
+  std::vector<std::byte> weight(bytes), scales(scale_bytes);
+  Register x(m, k), out(m, n);
+  Random random(1);
+  x.fill(random);
+  const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), 0};
+  Call call{};
+  call.inputs[0] = x.matrix();
+  call.outputs[0] = out.matrix();
+  call.weights[0] = {weight.data(), uint32_t(n), uint32_t(k), dtype, layout_of(dtype)};
+  if (scale_bytes) call.weights[1] = {scales.data(), uint32_t(n), uint32_t(k / 32), DType::f16, Layout::tile16};
+  call.params = &params;
+  const double s = seconds(*set.table, threads, op::linear::id, Step{}, call);
+  const char* name = dtype == DType::i8 ? "q8" : "bf16";
+  const double gigabytes = double(bytes + scale_bytes) * 1e-9, gigaflops = 2e-9 * double(m * n * k);
+  std::printf("  linear %-4s %4zu x %zu x %zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", name, m, n, k, s * 1e6,
+              gigabytes / s, gigaflops / s);
+}
+
+// `tokens` new tokens of one sequence that already has `past` positions.
+void attention(const cpu::InstructionSet& set, unsigned threads, size_t tokens, size_t past) {
+  constexpr uint32_t heads = 32, kv_heads = 8, dim = 64;
+  const size_t blocks = (past + tokens + 31) / 32, size = 2 * kv_heads * 32 * dim * 2;
+  std::vector<std::byte> state((blocks + 1) * size);
+  Register q(tokens, heads * dim), k(tokens, kv_heads * dim), v(tokens, kv_heads * dim), out(tokens, heads * dim);
+  Random random(1);
+  for (Register* r : {&q, &k, &v}) r->fill(random);
+  std::vector<int32_t> positions, owners(tokens), starts{0, int32_t(tokens)}, table;
+  for (size_t t = 0; t < tokens; ++t) positions.push_back(int32_t(past + t));
+  for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(b) + 1);
+  Step step{};
+  step.tokens = uint32_t(tokens);
+  step.sequences = 1;
+  step.blocks_per_sequence = uint32_t(blocks);
+  step.positions = positions.data();
+  step.token_sequence = owners.data();
+  step.sequence_start = starts.data();
+  step.block_table = table.data();
+  op::attention::Params params{};
+  params.heads = heads;
+  params.kv_heads = kv_heads;
+  params.head_dim = dim;
+  params.scale = 0.125f;
+  params.causal = 1;
+  Call call{};
+  call.inputs[0] = q.matrix();
+  call.inputs[1] = k.matrix();
+  call.inputs[2] = v.matrix();
+  call.outputs[0] = out.matrix();
+  call.states[0] = {state.data(), size, 32, DType::bf16};
+  call.params = &params;
+  const double s = seconds(*set.table, threads, op::attention::id, step, call);
+  const double gigaflops = double(tokens) * (double(past) + double(tokens + 1) / 2) * heads * dim * 4e-9;
+  std::printf("  attention %zu tokens after %zu: %.1f us %.1f GFLOP/s\n", tokens, past, s * 1e6, gigaflops / s);
+}
+
+void sampling(const cpu::InstructionSet& set, unsigned threads, const char* name, SampleParams p) {
+  constexpr size_t vocab = 128256;
+  Register logits(1, vocab), tokens(1, 1, DType::i32), logprobs(1, 21), top(1, 20, DType::i32);
+  Random random(1);
+  logits.fill(random, 3);
+  p.flags = kSampleFlagSample;
+  p.repetition_penalty = 1;
+  Step step{};
+  step.rows = 1;
+  step.sampling = &p;
+  const op::sample::Params params{12, 1, 0, vocab};
+  Call call{};
+  call.inputs[0] = logits.matrix();
+  call.outputs[0] = tokens.matrix();
+  call.outputs[1] = logprobs.matrix();
+  call.outputs[2] = top.matrix();
+  call.params = &params;
+  std::printf("  sample %s of 128256: %.1f us\n", name, seconds(*set.table, threads, op::sample::id, step, call) * 1e6);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const unsigned threads = argc > 1 ? unsigned(std::atoi(argv[1])) : 1;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+    if (!set.table || (argc > 2 && std::strcmp(argv[2], set.name))) continue;
+    std::printf("%s, %u threads\n", set.name, threads);
+    for (DType dtype : {DType::bf16, DType::i8}) {
+      product(set, threads, dtype, 1, 256, 256);      // in L2
+      product(set, threads, dtype, 1, 16384, 8192);   // in memory
+      for (size_t m : {4, 8, 64, 256}) product(set, threads, dtype, m, 2048, 2048);
+    }
+    attention(set, threads, 1, 2048);
+    attention(set, threads, 512, 0);
+    SampleParams p{};
+    p.top_p = 1;
+    sampling(set, threads, "greedy", p);
+    p.temperature = 1;
+    sampling(set, threads, "temperature", p);
+    p.top_k = 40;
+    sampling(set, threads, "top_k 40", p);
+    p.top_k = 0;
+    p.top_p = 0.5f;
+    sampling(set, threads, "top_p 0.5", p);
+  }
+}

@@ -1,0 +1,333 @@
+// Products, norms and pointwise kernels against naive f64 code, at sizes around every block edge.
+#include "kernels.h"
+
+using namespace ingot;
+using namespace ingot::test;
+
+namespace {
+
+constexpr DType kWeights[] = {DType::f32, DType::f16, DType::bf16, DType::i8};
+constexpr Step kNoStep{};
+
+// One product element in the order that the kernels promise (native/cpu/product.h), for float weights.
+float canonical(const float* x, const Stored& w, size_t n, bool round) {
+  float sum = 0;
+  for (size_t k0 = 0; k0 < w.cols; k0 += 32) {
+    float even = 0, odd = 0;
+    for (size_t k = k0; k < std::min(k0 + 32, w.cols); ++k) {
+      float& part = k % 2 ? odd : even;
+      part = std::fma(round ? from_bf16(to_bf16(x[k])) : x[k], w.at(n, k), part);
+    }
+    sum += even + odd;
+  }
+  return sum;
+}
+
+// The same for int8 weights.
+float canonical_q8(const float* x, const Stored& w, const Stored& scales, size_t n) {
+  float sum = 0;
+  for (size_t k0 = 0; k0 < w.cols; k0 += 32) {
+    const size_t end = std::min(k0 + 32, w.cols);
+    float most = 0;
+    for (size_t k = k0; k < end; ++k) most = std::max(most, std::fabs(x[k]));
+    int dot = 0;
+    for (size_t k = k0; k < end && most > 0; ++k) dot += int(std::nearbyint(x[k] * (127 / most))) * int(w.at(n, k));
+    sum = std::fma(float(dot), scales.at(n, k0 / 32) * (most / 127), sum);
+  }
+  return sum;
+}
+
+void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
+  const FlushDenormals flush;
+  Register x(m, k), residual(m, n), out(m, n);
+  x.fill(random);
+  residual.fill(random);
+  if (m > 1) std::fill_n(x.row(1), k, 0.0f);
+  const Stored w = random_weight(random, n, k, dtype), bias = random_row(random, n);
+  const Stored scales = random_scales(random, n, k);
+  const bool plain = random.below(2);
+  const Activation activation = plain ? Activation::none : Activation(random.below(8));
+  const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), uint32_t(activation)};
+  Call call{};
+  call.inputs[op::linear::in_x] = x.matrix();
+  if (!plain) call.inputs[op::linear::in_residual] = residual.matrix();
+  call.outputs[0] = out.matrix();
+  call.weights[op::linear::weight_weight] = w.weight();
+  if (dtype == DType::i8) call.weights[op::linear::weight_scales] = scales.weight();
+  if (!plain) call.weights[op::linear::weight_bias] = bias.weight();
+  call.params = &params;
+  run_everywhere(op::linear::id, kNoStep, call, {&out});
+
+  for (size_t r = 0; r < m; ++r) {
+    for (size_t c = 0; c < n; ++c) {
+      const float sum = dtype == DType::i8 ? canonical_q8(x.row(r), w, scales, c)
+                                           : canonical(x.row(r), w, c, dtype == DType::bf16);
+      double exact = 0, magnitude = 0;
+      for (size_t i = 0; i < k; ++i) {
+        const double scale = dtype == DType::i8 ? double(scales.at(c, i / 32)) : 1;
+        exact += double(x.row(r)[i]) * double(w.at(c, i)) * scale;
+        magnitude += std::fabs(double(x.row(r)[i]) * double(w.at(c, i)) * scale);
+      }
+      // bf16 rounds x to 2^-9; int8 to half a step of a group's largest
+      const double tolerance = dtype == DType::bf16 ? 0x1p-8 : dtype == DType::i8 ? 0.02 : 1e-5;
+      CHECK(near(sum, exact, magnitude * tolerance + (dtype == DType::i8 ? 0.5 : 1e-6)));
+      if (plain) {
+        CHECK(bits_of(out.row(r)[c]) == bits_of(sum));
+      } else {
+        const double expected = double(residual.row(r)[c]) + activate(activation, double(sum) + double(bias.at(0, c)));
+        CHECK(near(out.row(r)[c], expected, 2e-6 * (1 + std::fabs(expected))));
+      }
+    }
+  }
+}
+
+void logits_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
+  Register x(m, k), plain(m, n), capped(m, n);
+  x.fill(random);
+  const Stored w = random_weight(random, n, k, dtype), scales = random_scales(random, n, k);
+  Call call{};
+  call.inputs[op::logits::in_x] = x.matrix();
+  call.weights[op::logits::weight_weight] = w.weight();
+  if (dtype == DType::i8) call.weights[op::logits::weight_scales] = scales.weight();
+  for (const auto& [out, scale, cap] : {std::tuple{&plain, 1.0f, 0.0f}, {&capped, 0.5f, 3.0f}}) {
+    const op::logits::Params params{24, 1, 0, uint32_t(n), uint32_t(k), scale, cap};
+    call.outputs[0] = out->matrix();
+    call.params = &params;
+    run_everywhere(op::logits::id, kNoStep, call, {out});
+  }
+  for (size_t r = 0; r < m; ++r)
+    for (size_t c = 0; c < n; ++c)
+      CHECK(near(capped.row(r)[c], 3 * std::tanh(0.5 * double(plain.row(r)[c]) / 3), 2e-6));
+}
+
+void test_products() {
+  Random random(1);
+  constexpr size_t edges[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 64, 65, 100};
+  for (DType dtype : kWeights) {
+    for (size_t edge : edges) product_case(random, 1, edge, random.pick(edges), dtype);
+    for (size_t edge : edges) product_case(random, random.pick(edges), random.pick(edges), edge, dtype);
+    for (size_t edge : edges) product_case(random, edge, random.pick(edges), random.pick(edges), dtype);
+    product_case(random, 130, 17, 70, dtype);   // rows are shared out
+    product_case(random, 1, 1100, 130, dtype);  // tiles are
+    product_case(random, 9, 300, 257, dtype);
+    logits_case(random, 3, 50, 33, dtype);
+  }
+}
+
+// A result for a row does not depend on the rows beside it.
+void test_batch_invariance() {
+  Random random(2);
+  for (DType dtype : kWeights) {
+    const size_t m = 41, n = 90, k = 100;
+    Register x(m, k), together(m, n), alone(1, n);
+    x.fill(random);
+    const Stored w = random_weight(random, n, k, dtype), scales = random_scales(random, n, k);
+    const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), 0};
+    Call call{};
+    call.inputs[0] = x.matrix();
+    call.outputs[0] = together.matrix();
+    call.weights[0] = w.weight();
+    if (dtype == DType::i8) call.weights[1] = scales.weight();
+    call.params = &params;
+    run_everywhere(op::linear::id, kNoStep, call, {&together});
+    for (size_t r = 0; r < m; ++r) {
+      call.inputs[0] = {reinterpret_cast<std::byte*>(x.row(r)), 0, 1, uint32_t(k), DType::f32};
+      call.outputs[0] = alone.matrix();
+      run_everywhere(op::linear::id, kNoStep, call, {&alone});
+      CHECK(std::memcmp(alone.row(0), together.row(r), n * 4) == 0);
+    }
+  }
+}
+
+void test_pointwise() {
+  Random random(3);
+  for (size_t width : {1, 15, 16, 17, 33, 300, 5000}) {
+    for (size_t rows : {1, 3, 9}) {
+      Register x(rows, width), y(rows, width), out(rows, width);
+      x.fill(random, 4);
+      y.fill(random);
+      for (size_t c = 0; c < width; ++c) x.row(0)[c] = float(int(c % 401) - 200) * 0.1f;
+      Call call{};
+      call.inputs[0] = x.matrix();
+      call.inputs[1] = y.matrix();
+      call.outputs[0] = out.matrix();
+      const auto compare = [&](auto expected, double tolerance) {
+        for (size_t r = 0; r < rows; ++r)
+          for (size_t c = 0; c < width; ++c) {
+            const double e = expected(double(x.row(r)[c]), double(y.row(r)[c]));
+            CHECK(near(out.row(r)[c], e, tolerance * std::fabs(e) + 1e-35));
+          }
+      };
+      for (uint32_t a = 0; a < 8; ++a) {
+        // the tail of gelu goes as e^(-x^2 / 2): its exponent is rounded
+        const double tolerance = a == 2 || a == 3 ? 4e-5 : 5e-7;
+        const op::glu::Params glu{16, 1, 0, uint32_t(width), a};
+        call.params = &glu;
+        run_everywhere(op::glu::id, kNoStep, call, {&out});
+        compare([&](double u, double v) { return activate(Activation(a), u) * v; }, tolerance);
+        const op::activation::Params activation{16, 1, 0, uint32_t(width), a};
+        call.params = &activation;
+        run_everywhere(op::activation::id, kNoStep, call, {&out});
+        compare([&](double u, double) { return activate(Activation(a), u); }, tolerance);
+      }
+      const op::residual::Params residual{16, 1, 0, uint32_t(width), 0.25f};
+      call.params = &residual;
+      run_everywhere(op::residual::id, kNoStep, call, {&out});
+      compare([](double u, double v) { return double(float(u + 0.25 * v)); }, 1e-5);
+      const op::multiply::Params multiply{12, 1, 0, uint32_t(width)};
+      call.params = &multiply;
+      run_everywhere(op::multiply::id, kNoStep, call, {&out});
+      compare([](double u, double v) { return u * v; }, 1e-7);
+    }
+  }
+}
+
+void test_rms_norm() {
+  Random random(4);
+  for (size_t width : {1, 15, 16, 17, 100, 2048}) {
+    for (size_t count : {1, 3}) {
+      Register x(5, width * count), out(5, width * count);
+      x.fill(random, 3);
+      const Stored weight = random_row(random, width);
+      const op::rms_norm::Params params{24, 1, 0, uint32_t(width), uint32_t(count), 1e-5f, 1};
+      Call call{};
+      call.inputs[0] = x.matrix();
+      call.outputs[0] = out.matrix();
+      call.weights[0] = weight.weight();
+      call.params = &params;
+      run_everywhere(op::rms_norm::id, kNoStep, call, {&out});
+      for (size_t r = 0; r < 5; ++r)
+        for (size_t g = 0; g < count; ++g) {
+          double squares = 0;
+          for (size_t c = 0; c < width; ++c) squares += std::pow(double(x.row(r)[g * width + c]), 2);
+          for (size_t c = 0; c < width; ++c) {
+            const double e = double(x.row(r)[g * width + c]) / std::sqrt(squares / double(width) + 1e-5) *
+                             (1 + double(weight.at(0, c)));
+            CHECK(near(out.row(r)[g * width + c], e, 1e-6 * (1 + std::fabs(e))));
+          }
+        }
+    }
+  }
+}
+
+void test_rope() {
+  Random random(5);
+  const std::vector<int32_t> positions = {0, 1, 7, 1000, 131071};
+  Step step{};
+  step.tokens = 5;
+  step.positions = positions.data();
+  for (uint32_t head_dim : {2, 16, 34, 64}) {
+    for (uint32_t dim : {head_dim, head_dim / 2 / 2 * 2}) {
+      for (uint32_t style : {0, 1}) {
+        const size_t pairs = dim / 2;
+        Register x(5, 3 * head_dim), out(5, 3 * head_dim);
+        x.fill(random);
+        std::vector<float> frequencies(pairs);
+        for (size_t i = 0; i < pairs; ++i) frequencies[i] = float(std::pow(10000.0, -double(i) / double(pairs)));
+        const Stored inv_freq = pack(frequencies, 1, pairs, DType::f32, Layout::row);
+        const op::rope::Params params{28, 1, 0, 3, head_dim, dim, style, 1.25f};
+        Call call{};
+        call.inputs[0] = x.matrix();
+        call.outputs[0] = out.matrix();
+        call.weights[0] = inv_freq.weight();
+        call.params = &params;
+        run_everywhere(op::rope::id, step, call, {&out});
+        for (size_t t = 0; t < 5; ++t)
+          for (size_t h = 0; h < 3; ++h) {
+            const float *from = x.row(t) + h * head_dim, *to = out.row(t) + h * head_dim;
+            for (size_t i = 0; i < pairs; ++i) {
+              const double angle = double(float(positions[t]) * frequencies[i]);
+              const double c = std::cos(angle) * 1.25, s = std::sin(angle) * 1.25;
+              const size_t a = style ? 2 * i : i, b = style ? 2 * i + 1 : i + pairs;
+              CHECK(near(to[a], double(from[a]) * c - double(from[b]) * s, 1e-6));
+              CHECK(near(to[b], double(from[b]) * c + double(from[a]) * s, 1e-6));
+            }
+            for (size_t i = dim; i < head_dim; ++i) CHECK(to[i] == from[i]);
+          }
+      }
+    }
+  }
+}
+
+void test_tokens() {
+  Random random(6);
+  const std::vector<int32_t> ids = {0, 36, 16, 15, 3, 3, 20}, positions = {0, 1, 2, 0, 1, 2, 3};
+  const std::vector<int32_t> starts = {0, 3, 7}, rows = {6, 0, 2};
+  Step step{};
+  step.tokens = 7;
+  step.sequences = 2;
+  step.rows = 3;
+  step.token_ids = ids.data();
+  step.positions = positions.data();
+  step.sequence_start = starts.data();
+  step.row_token = rows.data();
+  for (uint32_t width : {1, 17, 32, 70}) {
+    for (DType dtype : kWeights) {
+      Register out(7, width);
+      const Stored table = random_weight(random, 37, width, dtype), scales = random_scales(random, 37, width);
+      const Stored learned = random_weight(random, 6, width, DType::f32, Layout::row);
+      const Stored types = random_weight(random, 2, width, DType::f32, Layout::row);
+      const op::embed::Params params{32, 1, 0, 37, width, 2.5f, 6, 2, 2};
+      Call call{};
+      call.outputs[0] = out.matrix();
+      call.weights[op::embed::weight_table] = table.weight();
+      if (dtype == DType::i8) call.weights[op::embed::weight_scales] = scales.weight();
+      call.weights[op::embed::weight_positions] = learned.weight();
+      call.weights[op::embed::weight_types] = types.weight();
+      call.params = &params;
+      run_everywhere(op::embed::id, step, call, {&out});
+      for (size_t t = 0; t < 7; ++t)
+        for (size_t c = 0; c < width; ++c) {
+          const size_t id = size_t(ids[t]);
+          const float value = table.at(id, c) * (dtype == DType::i8 ? scales.at(id, c / 32) : 1.0f) * 2.5f;
+          CHECK(out.row(t)[c] == value + learned.at(size_t(positions[t]) + 2, c) + types.at(0, c));
+        }
+    }
+    Register x(7, width), gathered(3, width), pooled(2, width);
+    x.fill(random);
+    Call call{};
+    call.inputs[0] = x.matrix();
+    call.outputs[0] = gathered.matrix();
+    const op::gather_rows::Params gather{12, 1, 0, width};
+    call.params = &gather;
+    run_everywhere(op::gather_rows::id, step, call, {&gathered});
+    for (size_t r = 0; r < 3; ++r) CHECK(std::memcmp(gathered.row(r), x.row(size_t(rows[r])), width * 4) == 0);
+    call.outputs[0] = pooled.matrix();
+    for (uint32_t mode = 0; mode < 3; ++mode) {
+      for (uint32_t normalize : {0, 1}) {
+        const op::pool::Params params{20, 1, 0, width, mode, normalize};
+        call.params = &params;
+        run_everywhere(op::pool::id, step, call, {&pooled});
+        for (size_t s = 0; s < 2; ++s) {
+          const size_t begin = size_t(starts[s]), end = size_t(starts[s + 1]);
+          std::vector<double> e(width);
+          double squares = 0;
+          for (size_t c = 0; c < width; ++c) {
+            for (size_t t = begin; t < end; ++t) e[c] += double(x.row(t)[c]) / double(end - begin);
+            if (mode) e[c] = double(x.row(mode == 1 ? begin : end - 1)[c]);
+            squares += e[c] * e[c];
+          }
+          for (size_t c = 0; c < width; ++c) {
+            CHECK(near(pooled.row(s)[c], normalize ? e[c] / std::sqrt(squares) : e[c], 1e-6 * (1 + std::fabs(e[c]))));
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+    std::printf("%s: %s\n", set.name, set.table ? "tested" : set.missing);
+    CHECK(!set.table || std::strcmp(set.table->isa, set.name) == 0);
+  }
+  CHECK(cpu::cpu_info().physical_cores >= 1);
+  test_products();
+  test_batch_invariance();
+  test_pointwise();
+  test_rms_norm();
+  test_rope();
+  test_tokens();
+}

@@ -1,0 +1,314 @@
+// The executor under kernels that compute nothing, and check what they are handed: every input still holds what its
+// producer wrote, every weight and state can be read to its last byte.
+#include "../core/model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+#include "../core/thread_pool.h"
+#include "check.h"
+
+using namespace ingot;
+
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+Bytes read_plan(const char* name) {
+  std::ifstream file(std::string("native/test/plans/") + name, std::ios::binary);
+  CHECK(file.good());
+  const std::vector<char> chars{std::istreambuf_iterator<char>(file), {}};
+  Bytes bytes(chars.size());
+  std::memcpy(bytes.data(), chars.data(), chars.size());
+  return bytes;
+}
+
+// What each live register holds: the number of the launch that wrote it, in every element.
+std::map<const std::byte*, int32_t> written;
+int32_t launch = 0;
+constexpr uint32_t kCapacity = 6;
+
+void write_rows(const Matrix& m) {
+  const std::byte* end = m.data + kCapacity * m.stride;
+  written.erase(written.lower_bound(m.data), written.lower_bound(end));
+  written[m.data] = launch;
+  for (uint32_t r = 0; r < m.rows; ++r) std::fill_n(m.row<int32_t>(r), m.width, launch);
+}
+
+void check_rows(const Matrix& m) {
+  const int32_t expected = std::prev(written.upper_bound(m.data))->second;
+  for (uint32_t r = 0; r < m.rows; ++r)
+    for (uint32_t c = 0; c < m.width; ++c) CHECK(m.row<int32_t>(r)[c] == expected);
+}
+
+size_t touch(const Context& context, const Call& call) {
+  CHECK(context.pool.threads() == 2);
+  ++launch;
+  size_t sum = 0;
+  for (const Matrix& m : call.inputs) if (m) check_rows(m);
+  for (const Weight& w : call.weights) if (w) sum += size_t(w.data[0]) + size_t(w.data[size_t{w.rows} * w.cols - 1]);
+  char* scratch = context.scratch.take<char>(5000);
+  std::memset(scratch, launch, 5000);
+  for (const Matrix& m : call.outputs) if (m) write_rows(m);
+  return sum;
+}
+
+// Marks the unit of each token: its block, or its slot.
+void mark_states(const Step& step, const Call& call) {
+  for (const State& state : call.states) {
+    for (uint32_t t = 0; state && t < step.tokens; ++t) {
+      const auto sequence = size_t(step.token_sequence[t]);
+      const size_t block = sequence * step.blocks_per_sequence + size_t(step.positions[t]) / kBlockTokens;
+      const auto unit = size_t(state.block_tokens > 1 ? step.block_table[block] : step.sequence_slot[sequence]);
+      std::memset(state.base + unit * state.size, int(unit) + 1, state.size);
+    }
+  }
+}
+
+void fake(const Context& context, const Call& call) {
+  CHECK(touch(context, call) == 0);
+  mark_states(context.step, call);
+}
+
+void fake_sample(const Context& context, const Call& call) {
+  fake(context, call);
+  for (uint32_t r = 0; r < call.outputs[0].rows; ++r) {
+    *call.outputs[0].row<int32_t>(r) = int32_t(100 + r);
+    for (uint32_t i = 0; i <= kTopLogprobs; ++i) call.outputs[1].row<float>(r)[i] = -float(r) - float(i) / 32;
+    for (uint32_t i = 0; i < kTopLogprobs; ++i) call.outputs[2].row<int32_t>(r)[i] = int32_t(i * 2 + r);
+  }
+}
+
+KernelTable fake_table() {
+  KernelTable table{"fake", {}};
+  std::fill(std::begin(table.kernels), std::end(table.kernels), fake);
+  table.kernels[op::sample::id] = fake_sample;
+  return table;
+}
+
+// A plan with a weights file of zeros.
+struct Package {
+  Bytes plan;
+  PlanView view;
+  std::string path = "/tmp/ingot_model_test_XXXXXX";
+  ModelOptions options{};
+
+  explicit Package(const char* name) : plan(read_plan(name)) {
+    CHECK(!verify(plan, view));
+    const int file = mkstemp(path.data());
+    CHECK(file >= 0);
+    WeightFile weights{path, 0, {}};
+    for (uint32_t i = 0; i < view.tensors.size(); ++i) {
+      weights.bytes = (weights.bytes + 63) / 64 * 64;
+      weights.tensors.push_back({i, weights.bytes, view.tensors[i].bytes});
+      weights.bytes += view.tensors[i].bytes;
+    }
+    CHECK(ftruncate(file, off_t(weights.bytes)) == 0);
+    close(file);
+    options = {plan, {weights}, 2, {kCapacity, kCapacity, kCapacity, 4}, 7, 5};
+  }
+  ~Package() { unlink(path.c_str()); }
+
+  std::unique_ptr<Model> open(const KernelTable& table) {
+    std::unique_ptr<Model> model;
+    CHECK(!Model::open(options, table, model));
+    return model;
+  }
+  std::string refusal(const KernelTable& table = fake_table()) {
+    std::unique_ptr<Model> model;
+    const Fault fault = Model::open(options, table, model);
+    CHECK(!model);
+    return fault.code;
+  }
+};
+
+// A step buffer of two sequences: two tokens at positions 31 and 32 in slot 1, and three from 0 in slot 4.
+struct StepBytes {
+  Bytes bytes = Bytes(2048), result = Bytes(16384);
+  StepHeader& header = *reinterpret_cast<StepHeader*>(bytes.data());
+  size_t end = 128;
+
+  uint32_t put(std::initializer_list<int32_t> values) {
+    const size_t offset = end;
+    std::memcpy(bytes.data() + offset, values.begin(), values.size() * 4);
+    end = (offset + values.size() * 4 + 63) / 64 * 64;
+    return uint32_t(offset);
+  }
+  SampleParams& sampling(size_t r) { return reinterpret_cast<SampleParams*>(bytes.data() + header.sampling)[r]; }
+
+  StepBytes() {
+    header.version = kStepVersion;
+    header.tokens = 5;
+    header.sequences = header.rows = 2;
+    header.blocks_per_sequence = 4;
+    header.token_ids = put({1, 2, 3, 4, 5});
+    header.positions = put({31, 32, 0, 1, 2});
+    header.token_sequence = put({0, 0, 1, 1, 1});
+    header.sequence_start = put({0, 2, 5});
+    header.sequence_length = put({33, 3});
+    header.sequence_slot = put({1, 4});
+    header.block_table = put({2, 3, 0, 0, 5, 0, 0, 0});
+    header.row_token = put({1, 4});
+    header.copy_pairs = put({2, 6, 6, 1});
+    header.reset_slots = put({3});
+    header.sampling = uint32_t(end);
+    SampleParams p{};
+    p.flags = kSampleFlagSample;
+    p.top_p = p.repetition_penalty = 1;
+    sampling(0) = sampling(1) = p;
+  }
+  const std::byte* row(size_t r) const { return result.data() + kResultRowsOffset + r * kRowResultBytes; }
+  template <class T>
+  T value(size_t offset) const {
+    T value;
+    std::memcpy(&value, result.data() + offset, sizeof value);
+    return value;
+  }
+};
+
+bool filled(std::span<const std::byte> bytes, int value) {
+  CHECK(!bytes.empty());
+  return std::all_of(bytes.begin(), bytes.end(), [&](std::byte b) { return b == std::byte(value); });
+}
+
+void runs_a_step() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  launch = 0;
+  CHECK(!model->step(step.bytes, step.result));
+  CHECK(step.value<uint32_t>(0) == 2);
+  CHECK(step.value<uint32_t>(4) == package.view.instructions.size() && size_t(launch) == package.view.instructions.size());
+  for (uint32_t r = 0; r < 2; ++r) {
+    const size_t at = size_t(step.row(r) - step.result.data());
+    CHECK(step.value<int32_t>(at) == int32_t(100 + r) && step.value<float>(at + 4) == -float(r));
+    CHECK(step.value<int32_t>(at + 8) == int32_t(r) && step.value<int32_t>(at + 8 + 19 * 4) == int32_t(38 + r));
+    CHECK(step.value<float>(at + 88) == -float(r) - 1.f / 32 && step.value<float>(at + 88 + 76) == -float(r) - 20.f / 32);
+  }
+  for (uint32_t s = 0; s < package.view.states.size(); ++s)
+    for (uint32_t unit : {2, 3, 5}) CHECK(filled(model->unit(s, unit), int(unit) + 1));
+  CHECK(model->unit(0, 7).empty() && model->unit(99, 0).empty());
+  const MemoryUse use = model->memory();
+  CHECK(use.weights > 0 && use.arena > 0 && use.scratch >= 5000);
+  CHECK(use.state >= 7 * package.view.states[0].size_bytes * package.view.states.size());
+}
+
+// Logits and hidden states are copied for the rows that want them, and a row that is not sampled has no token.
+void copies_what_rows_want() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  step.sampling(1).flags = kSampleFlagLogits;
+  step.header.result_logits = 1024;
+  step.header.result_hidden = 8192;
+  CHECK(!model->step(step.bytes, step.result));
+  CHECK(step.value<int32_t>(size_t(step.row(0) - step.result.data())) == 100);
+  const size_t at = size_t(step.row(1) - step.result.data());
+  CHECK(step.value<int32_t>(at) == -1 && step.value<float>(at + 4) == 0 && step.value<int32_t>(at + 8) == -1);
+  const uint32_t width = package.view.vocab;
+  CHECK(filled({step.result.data() + 1024, width * 4}, 0));
+  for (uint32_t i = 0; i < width; ++i) CHECK(step.value<int32_t>(1024 + (width + i) * 4) == launch - 1);
+  CHECK(filled({step.result.data() + 8192, package.view.hidden * 8}, 0));
+}
+
+// Without rows there are no logits to compute; without tokens nothing runs, but copies and resets are made.
+void skips_what_has_no_rows() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  step.header.rows = 0;
+  CHECK(!model->step(step.bytes, step.result));
+  const size_t tail = size_t(std::count_if(package.view.instructions.begin(), package.view.instructions.end(), [&](auto& i) {
+    return package.view.registers[i.outputs[0]].space == Space::rows;
+  }));
+  CHECK(tail > 0 && step.value<uint32_t>(4) == package.view.instructions.size() - tail);
+  step.header.tokens = step.header.sequences = 0;
+  step.header.copies = 2;
+  CHECK(!model->step(step.bytes, step.result));
+  CHECK(step.value<uint32_t>(4) == 0);
+  for (uint32_t s = 0; s < package.view.states.size(); ++s) {
+    CHECK(filled(model->unit(s, 6), 3) && filled(model->unit(s, 1), 3));  // 2 into 6, then 6 into 1
+    CHECK(filled(model->unit(s, 3), 4) && filled(model->unit(s, 4), 0));
+  }
+}
+
+void resets_slots() {
+  Package package("menagerie.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  step.header.rows = 0;
+  for (uint32_t s = 0; s < package.view.states.size(); ++s)
+    for (uint32_t slot = 0; slot < 5; ++slot) std::memset(model->unit(s, slot).data(), 0x55, model->unit(s, slot).size());
+  step.header.resets = 1;
+  CHECK(!model->step(step.bytes, step.result));
+  for (uint32_t s = 0; s < package.view.states.size(); ++s) {
+    if (package.view.states[s].kind != StateKind::fixed) continue;
+    CHECK(filled(model->unit(s, 3), 0) && filled(model->unit(s, 2), 0x55));
+    CHECK(filled(model->unit(s, 1), 2) && filled(model->unit(s, 4), 5));
+  }
+}
+
+void reports_what_a_kernel_throws() {
+  Package package("decoder.bin");
+  KernelTable table = fake_table();
+  table.kernels[op::glu::id] = [](const Context&, const Call&) { throw std::runtime_error("broken"); };
+  StepBytes step;
+  Fault fault = package.open(table)->step(step.bytes, step.result);
+  CHECK(fault.code == "STEP_FAILED");
+  CHECK(std::get<std::string>(fault.details[0].second) == "layers.0.glu");
+  CHECK(std::get<std::string>(fault.details[1].second) == "broken");
+  table.kernels[op::glu::id] = [](const Context& c, const Call&) { c.scratch.take<char>(size_t{1} << 50); };
+  const auto model = package.open(table);
+  fault = model->step(step.bytes, step.result);
+  CHECK(fault.code == "OUT_OF_MEMORY" && std::get<double>(fault.details[1].second) == double(size_t{1} << 50));
+  step.header.version = 9;
+  CHECK(model->step(step.bytes, step.result).code == "STEP_FAILED");
+  step.header.version = kStepVersion;
+  const auto sound = package.open(fake_table());
+  CHECK(!sound->step(step.bytes, step.result));  // the pool is free again
+}
+
+void refuses_what_does_not_fit() {
+  const auto refusal = [](auto change) {
+    Package package("decoder.bin");
+    change(package);
+    return package.refusal();
+  };
+  CHECK(refusal([](Package& p) { p.plan[4] = std::byte{'X'}; }) == "PLAN_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights.clear(); }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].path += "x"; }) == "FILE_MISSING");
+  CHECK(refusal([](Package& p) { p.options.weights[0].path = "/tmp"; }) == "FILE_UNREADABLE");
+  CHECK(refusal([](Package& p) { p.options.weights[0].bytes += 1; }) == "FILE_TRUNCATED");
+  CHECK(refusal([](Package& p) { p.options.weights[0].bytes -= 1; }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors.pop_back(); }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[1].tensor = 0; }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[1].tensor = 1000; }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].bytes += 64; }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = 32; }) == "PACKAGE_INVALID");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = p.options.weights[0].bytes; }) == "FILE_TRUNCATED");
+  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = UINT64_MAX - 63; }) == "FILE_TRUNCATED");
+  CHECK(refusal([](Package& p) { p.options.blocks = INT32_MAX; }) == "OUT_OF_MEMORY");
+  CHECK(refusal([](Package& p) { p.options.limits.tokens = p.options.limits.rows = INT32_MAX; }) == "OUT_OF_MEMORY");
+  Package package("decoder.bin");
+  KernelTable table = fake_table();
+  table.kernels[op::attention::id] = nullptr;
+  CHECK(package.refusal(table) == "LINK_GAPS");
+}
+
+}  // namespace
+
+int main() {
+  runs_a_step();
+  copies_what_rows_want();
+  skips_what_has_no_rows();
+  resets_slots();
+  reports_what_a_kernel_throws();
+  refuses_what_does_not_fit();
+}

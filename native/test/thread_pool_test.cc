@@ -1,0 +1,158 @@
+// Forks, leases, sleeping and waking of the shared pool; run under ThreadSanitizer too.
+#include "../core/thread_pool.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <thread>
+#include <vector>
+
+#include "../core/step_thread.h"
+#include "check.h"
+
+using namespace ingot;
+
+namespace {
+
+double processor_seconds() { return double(std::clock()) / CLOCKS_PER_SEC; }
+
+// Every index runs once, in each of many forks, at every thread count.
+void covers_every_index() {
+  ThreadPool& pool = ThreadPool::shared();
+  for (unsigned threads : {1u, 2u, 3u, 8u, 5u}) {
+    const ThreadPool::Lease lease(pool, threads);
+    CHECK(pool.threads() == threads);
+    std::vector<unsigned> seen(threads);
+    for (int fork = 1; fork <= 300; ++fork) {
+      pool.run([](void* context, unsigned i, unsigned n) {
+        auto& counts = *static_cast<std::vector<unsigned>*>(context);
+        CHECK(n == counts.size());
+        ++counts[i];
+      }, &seen);
+      for (unsigned count : seen) CHECK(count == unsigned(fork));
+    }
+  }
+}
+
+// Ranges cover [0, count) once and begin at multiples of the grain.
+void splits_ranges() {
+  ThreadPool& pool = ThreadPool::shared();
+  const ThreadPool::Lease lease(pool, 4);
+  for (size_t count : {0, 1, 2, 3, 15, 16, 17, 100, 1000}) {
+    for (size_t grain : {0, 1, 3, 16, 2000}) {
+      std::vector<int> hits(count);
+      pool.parallel(count, grain, [&](size_t begin, size_t end) {
+        CHECK(begin % (grain ? grain : 1) == 0);
+        for (size_t i = begin; i < end; ++i) ++hits[i];
+      });
+      for (int hit : hits) CHECK(hit == 1);
+    }
+  }
+}
+
+// What one fork writes, the next reads: a running sum is exact.
+void orders_forks() {
+  ThreadPool& pool = ThreadPool::shared();
+  const ThreadPool::Lease lease(pool, 3);
+  std::vector<uint64_t> values(96, 1);
+  for (int fork = 0; fork < 2000; ++fork) {
+    const uint64_t last = values.back();
+    pool.parallel(values.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) values[i] = last + 1;
+    });
+  }
+  for (uint64_t value : values) CHECK(value == 2001);
+}
+
+// Leases of several threads exclude each other, and all of them progress.
+void serialises_leases() {
+  ThreadPool& pool = ThreadPool::shared();
+  uint64_t shared = 0;
+  std::vector<std::thread> models;
+  for (unsigned m = 0; m < 4; ++m) {
+    models.emplace_back([&, m] {
+      for (int step = 0; step < 100; ++step) {
+        const ThreadPool::Lease lease(pool, 1 + m);
+        for (int fork = 0; fork < 5; ++fork) {
+          std::atomic<unsigned> ran{0};
+          pool.parallel(64, 1, [&](size_t begin, size_t end) { ran += unsigned(end - begin); });
+          CHECK(ran == 64);
+          ++shared;
+        }
+      }
+    });
+  }
+  for (auto& model : models) model.join();
+  CHECK(shared == 4 * 100 * 5);
+}
+
+// Workers that slept wake up; while they sleep they use no processor.
+void sleeps_when_idle() {
+  ThreadPool& pool = ThreadPool::shared();
+  for (int round = 0; round < 20; ++round) {
+    const ThreadPool::Lease lease(pool, 4);
+    std::atomic<unsigned> ran{0};
+    pool.parallel(4, 1, [&](size_t, size_t) { ++ran; });
+    CHECK(ran == 4);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  const double before = processor_seconds();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  CHECK(processor_seconds() - before < 0.1);
+}
+
+// A part that takes long, as a preempted worker does, is waited for.
+void waits_for_slow_parts() {
+  ThreadPool& pool = ThreadPool::shared();
+  const ThreadPool::Lease lease(pool, 3);
+  for (size_t slow = 0; slow < 3; ++slow) {
+    bool done = false;
+    pool.parallel(3, 1, [&](size_t begin, size_t) {
+      if (begin != slow) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      done = true;
+    });
+    CHECK(done);
+  }
+}
+
+// Each posted job runs once, the last one before the thread ends.
+void runs_posted_jobs() {
+  for (int round = 0; round < 200; ++round) {
+    std::atomic<int> ran{0};
+    const StepThread::Job job{[](void* context) { static_cast<std::atomic<int>*>(context)->fetch_add(1); }, &ran};
+    {
+      StepThread thread;
+      for (int i = 1; i <= 3; ++i) {
+        thread.post(job);
+        if (i < 3) while (ran.load() != i) std::this_thread::yield();
+      }
+    }
+    CHECK(ran == 3);
+    const StepThread idle;
+  }
+}
+
+void print_latency() {
+  ThreadPool& pool = ThreadPool::shared();
+  const ThreadPool::Lease lease(pool, 2);
+  constexpr int kForks = 20000;
+  const auto start = std::chrono::steady_clock::now();
+  for (int fork = 0; fork < kForks; ++fork) pool.run([](void*, unsigned, unsigned) {}, nullptr);
+  const std::chrono::duration<double, std::micro> elapsed = std::chrono::steady_clock::now() - start;
+  std::printf("fork and join of 2 threads: %.2f us\n", elapsed.count() / kForks);
+}
+
+}  // namespace
+
+int main() {
+  covers_every_index();
+  splits_ranges();
+  orders_forks();
+  serialises_leases();
+  sleeps_when_idle();
+  waits_for_slow_parts();
+  runs_posted_jobs();
+  print_latency();
+}
