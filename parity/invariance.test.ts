@@ -1,38 +1,49 @@
-import { mkdtemp, rm } from 'node:fs/promises'
+/** Bits of 64 mixed requests under every variation, on every dtype and instruction set. */
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { packageRoot } from '../abi/native.ts'
+import { addon, packageRoot } from '../abi/native.ts'
 import { BLOCK_TOKENS } from '../abi/state.ts'
 import { compile } from '../index.ts'
 import { checkInvariance, mixedRequests, standardVariations, type VariationReport } from './invariance.ts'
 
 const CONTEXT = 128
-const VOCAB = 4096
 const base = { contextTokens: CONTEXT }
-const alone = { name: 'alone', open: { ...base, maxSlots: 1, prefixCache: false }, alone: true } as const
-const variations = [
-  ...standardVariations(base, CONTEXT / BLOCK_TOKENS),
-  { name: 'one thread', open: { ...base, threads: 1, prefixCache: false } },
-]
+const folder = mkdtempSync(join(tmpdir(), 'ingot-invariance-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
-let folder: string
-beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'ingot-invariance-'))
-})
-afterAll(() => rm(folder, { recursive: true }))
+const cases = [
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'none', vocab: 4096 },
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q8', vocab: 4096 },
+  { checkpoint: 'parity/goldens/mistral', quantize: 'none', vocab: 515 },
+  { checkpoint: 'parity/goldens/qwen3_f32_bias_multi_head', quantize: 'none', vocab: 131 },
+  { checkpoint: 'parity/goldens/llama_f16_linear_one_kv_head', quantize: 'none', vocab: 131 },
+] as const
 
-describe.each(['none', 'q8'] as const)('64 mixed requests, quantize %s', (quantize) => {
-  let path: string
-  beforeAll(async () => {
-    const checkpoint = join(packageRoot(), 'checkpoints', 'storyteller-1m')
-    path = (await compile(checkpoint, { out: join(folder, `${quantize}.ingot`), quantize })).path
+describe.each(cases)('$checkpoint, $quantize', ({ checkpoint, quantize, vocab }) => {
+  const path = join(folder, `${checkpoint.replaceAll('/', '-')}-${quantize}.ingot`)
+  const requests = mixedRequests(64, vocab, 100)
+  const differing = (reports: readonly VariationReport[]) =>
+    reports.flatMap(({ name, differing: list }) => (list.length > 0 ? [{ name, list }] : []))
+
+  beforeAll(() => compile(join(packageRoot(), checkpoint), { out: path, quantize }))
+
+  it('gives the same bits alone, batched, chunked, from the prefix cache and preempted', async () => {
+    const reports = await checkInvariance(path, requests, standardVariations(base, CONTEXT / BLOCK_TOKENS))
+    expect(differing(reports)).toEqual([])
+    expect(reports.filter(({ happened }) => !happened)).toEqual([])
+    expect(new Set(reports.map(({ launchesPerStep }) => launchesPerStep)).size).toBe(1)
   })
-  it.each(variations)('$name', async (variation) => {
-    const requests = mixedRequests(64, VOCAB, 100)
-    const [, report] = (await checkInvariance(path, requests, [alone, variation])) as [unknown, VariationReport]
-    expect(report.happened, 'the variation took place').toBe(true)
-    expect(report.differing).toEqual([])
-    expect(report.requests).toBe(64)
+
+  it('gives the same bits on every instruction set and with any number of threads', async () => {
+    const variations = addon()
+      .machine()
+      .available.flatMap((isa) =>
+        [1, 2, 3].map((threads) => ({ name: `${isa}, ${threads} threads`, open: { ...base, isa, threads } })),
+      )
+    const reports = await checkInvariance(path, requests.slice(0, 16), variations)
+    expect(reports.length).toBeGreaterThanOrEqual(3)
+    expect(differing(reports)).toEqual([])
   })
 })
