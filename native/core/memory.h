@@ -8,6 +8,10 @@
 
 namespace ingot {
 
+// Bytes that this process may still take: what the machine and its control groups allow, whichever is less.
+uint64_t available_memory();
+Fault out_of_memory(const std::string& thing, double needed, double available);
+
 // Anonymous pages, zero until first touched; committed lazily by the kernel.
 class Region {
  public:

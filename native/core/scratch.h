@@ -14,6 +14,8 @@ class Scratch {
   T* take(size_t count) { return reinterpret_cast<T*>(take_bytes(count * sizeof(T))); }
   void reset();
   size_t bytes() const;
+  // Bytes taken, or asked for in vain, since the last reset.
+  size_t wanted() const { return wanted_; }
 
  private:
   std::byte* take_bytes(size_t bytes);

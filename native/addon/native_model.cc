@@ -1,0 +1,162 @@
+#include "native_model.h"
+
+#include <cstring>
+
+#include "values.h"
+
+namespace ingot::addon {
+
+// One step on its way: kept until its promise settles, so that neither the buffers nor the model can be collected.
+struct NativeModel::Request {
+  NativeModel* owner;
+  napi_deferred promise;
+  Napi::Reference<Napi::Value> step_buffer, result_buffer;
+  std::span<std::byte> step, result;
+  Fault fault;
+};
+
+Napi::Function NativeModel::define(Napi::Env env) {
+  return DefineClass(env, "NativeModel",
+                     {InstanceMethod<&NativeModel::step>("step"), InstanceMethod<&NativeModel::read_state>("readState"),
+                      InstanceMethod<&NativeModel::write_state>("writeState"),
+                      InstanceMethod<&NativeModel::memory>("memory"), InstanceMethod<&NativeModel::dispose>("dispose"),
+                      InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads")});
+}
+
+NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeModel>(info) {
+  Instance& instance = *info.Env().GetInstanceData<Instance>();
+  if (!instance.opening) {
+    Napi::TypeError::New(info.Env(), "a NativeModel is made by openModel only").ThrowAsJavaScriptException();
+    return;
+  }
+  try {
+    thread_.emplace();
+  } catch (const std::exception& error) {
+    Napi::Error::New(info.Env(), error.what()).ThrowAsJavaScriptException();
+    return;
+  }
+  completion_ = Completion::New(info.Env(), "ingot step", 0, 1, static_cast<std::nullptr_t*>(nullptr));
+  if (!napi_threadsafe_function(completion_)) {
+    thread_.reset();
+    return;
+  }
+  completion_.Unref(info.Env());
+  // Hooks run newest first: this one ends the thread before the environment closes `completion_` under it.
+  napi_add_env_cleanup_hook(info.Env(), environment_ends, this);
+  model_ = std::move(instance.opening);
+  isa_ = instance.isa;
+  threads_ = instance.threads;
+}
+
+NativeModel::~NativeModel() { close(); }
+
+// Waits for the running step, then frees everything.
+void NativeModel::stop() {
+  thread_.reset();
+  model_.reset();
+}
+
+void NativeModel::close() {
+  if (!thread_) return;
+  stop();
+  napi_remove_env_cleanup_hook(Env(), environment_ends, this);
+  completion_.Release();
+}
+
+// The environment closes `completion_` itself.
+void NativeModel::environment_ends(void* model) { static_cast<NativeModel*>(model)->stop(); }
+
+Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  const auto step = reader.buffer(info[0], "step"), result = reader.buffer(info[1], "result");
+  if (!reader.ok()) return {};
+  napi_deferred deferred;
+  napi_value promise;
+  if (napi_create_promise(info.Env(), &deferred, &promise) != napi_ok) return {};  // the environment ends
+  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "another step of this model is running" : nullptr;
+  if (wrong) {
+    const Fault fault{"STEP_FAILED", {{"where", "step"}, {"reason", wrong}}};
+    napi_resolve_deferred(info.Env(), deferred, to_object(info.Env(), fault));
+    return Napi::Value(info.Env(), promise);
+  }
+  stepping_ = true;
+  Ref();
+  completion_.Ref(info.Env());
+  auto* request = new Request{this, deferred, Napi::Persistent(info[0]), Napi::Persistent(info[1]), step, result, {}};
+  thread_->post({run, request});
+  return Napi::Value(info.Env(), promise);
+}
+
+// On the step thread.
+void NativeModel::run(void* context) {
+  auto* request = static_cast<Request*>(context);
+  request->fault = request->owner->model_->step(request->step, request->result);
+  request->owner->completion_.NonBlockingCall(request);
+}
+
+// On the JavaScript thread; without an environment when that ends with the request still queued.
+void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request* request) {
+  const std::unique_ptr<Request> owned(request);
+  if (env == nullptr) {
+    request->step_buffer.SuppressDestruct();
+    request->result_buffer.SuppressDestruct();
+    return;
+  }
+  const Napi::HandleScope scope(env);
+  NativeModel& model = *request->owner;
+  model.stepping_ = false;
+  if (model.thread_) model.completion_.Unref(env);
+  const Napi::Value outcome = request->fault ? to_object(env, request->fault) : env.Null();
+  napi_resolve_deferred(env, request->promise, outcome);  // fails only while the environment ends
+  model.Unref();
+}
+
+// The unit that the first two arguments name; throws and is empty when there is none.
+std::span<std::byte> NativeModel::unit(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  const auto state = uint32_t(reader.integer(info[0], "state", UINT32_MAX));
+  const auto index = uint32_t(reader.integer(info[1], "unit", UINT32_MAX));
+  if (!reader.ok()) return {};
+  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "a step is running" : nullptr;
+  if (wrong) return Napi::Error::New(info.Env(), wrong).ThrowAsJavaScriptException(), std::span<std::byte>();
+  const auto found = model_->unit(state, index);
+  if (found.empty())
+    Napi::RangeError::New(info.Env(), "state " + std::to_string(state) + " has no unit " + std::to_string(index))
+        .ThrowAsJavaScriptException();
+  return found;
+}
+
+Napi::Value NativeModel::read_state(const Napi::CallbackInfo& info) {
+  const auto from = unit(info);
+  if (from.empty()) return {};
+  auto copy = Napi::Uint8Array::New(info.Env(), from.size());
+  std::memcpy(copy.Data(), from.data(), from.size());
+  return copy;
+}
+
+void NativeModel::write_state(const Napi::CallbackInfo& info) {
+  const auto to = unit(info);
+  if (to.empty()) return;
+  Reader reader(info.Env());
+  const auto from = reader.bytes(info[2], "bytes");
+  if (!reader.ok()) return;
+  if (from.size() == to.size()) return void(std::memcpy(to.data(), from.data(), to.size()));
+  Napi::RangeError::New(info.Env(), "bytes: expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size()))
+      .ThrowAsJavaScriptException();
+}
+
+Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {
+  const MemoryUse use = model_ ? model_->memory() : MemoryUse{};
+  auto object = Napi::Object::New(info.Env());
+  object.Set("weightsBytes", double(use.weights));
+  object.Set("arenaBytes", double(use.arena));
+  object.Set("stateBytes", double(use.state));
+  object.Set("scratchBytes", double(use.scratch));
+  return object;
+}
+
+Napi::Value NativeModel::isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), isa_); }
+Napi::Value NativeModel::threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), threads_); }
+void NativeModel::dispose(const Napi::CallbackInfo&) { close(); }
+
+}  // namespace ingot::addon

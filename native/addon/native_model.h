@@ -1,0 +1,57 @@
+// NativeModel of abi/native.ts: a model and the thread that runs its steps, owned by one JavaScript object.
+#pragma once
+#include <napi.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "../core/model.h"
+#include "../core/step_thread.h"
+
+namespace ingot::addon {
+
+// One an environment: the main thread and each worker have their own.
+struct Instance {
+  Napi::FunctionReference model_class;
+  // What the next NativeModel is made of; empty but inside openModel, so that JavaScript cannot construct one.
+  std::unique_ptr<Model> opening;
+  std::string isa;
+  unsigned threads = 0;
+};
+
+class NativeModel : public Napi::ObjectWrap<NativeModel> {
+ public:
+  static Napi::Function define(Napi::Env env);
+
+  explicit NativeModel(const Napi::CallbackInfo& info);
+  ~NativeModel() override;
+
+ private:
+  struct Request;
+  static void run(void* request);
+  static void settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request* request);
+  using Completion = Napi::TypedThreadSafeFunction<std::nullptr_t, Request, &NativeModel::settle>;
+
+  Napi::Value step(const Napi::CallbackInfo& info);
+  Napi::Value read_state(const Napi::CallbackInfo& info);
+  void write_state(const Napi::CallbackInfo& info);
+  Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value isa(const Napi::CallbackInfo& info);
+  Napi::Value threads(const Napi::CallbackInfo& info);
+  void dispose(const Napi::CallbackInfo& info);
+
+  std::span<std::byte> unit(const Napi::CallbackInfo& info);
+  void stop();
+  void close();
+  static void environment_ends(void* model);
+
+  std::unique_ptr<Model> model_;
+  std::optional<StepThread> thread_;
+  Completion completion_;
+  bool stepping_ = false;
+  std::string isa_;
+  unsigned threads_ = 0;
+};
+
+}  // namespace ingot::addon

@@ -1,0 +1,84 @@
+#include "open_model.h"
+
+#include "../cpu/cpu.h"
+#include "native_model.h"
+#include "values.h"
+
+namespace ingot::addon {
+namespace {
+
+// Step arrays are int32, and so is every index in them.
+constexpr uint64_t kMaxCount = INT32_MAX;
+constexpr uint64_t kMaxThreads = 1024;
+constexpr uint64_t kMaxBytes = uint64_t{1} << 53;
+
+WeightFile read_file(Reader& reader, Napi::Value value, const std::string& name) {
+  const Napi::Object from = reader.object(value, name);
+  WeightFile file{reader.string(reader.property(from, "path"), name + ".path"),
+                  reader.integer(reader.property(from, "bytes"), name + ".bytes", kMaxBytes), {}};
+  const Napi::Array tensors = reader.array(reader.property(from, "tensors"), name + ".tensors");
+  for (uint32_t i = 0; reader.ok() && i < tensors.Length(); ++i) {
+    const std::string at = name + ".tensors[" + std::to_string(i) + "]";
+    const Napi::Object range = reader.object(tensors.Get(i), at);
+    file.tensors.push_back({uint32_t(reader.integer(reader.property(range, "tensor"), at + ".tensor", UINT32_MAX)),
+                            reader.integer(reader.property(range, "offset"), at + ".offset", kMaxBytes),
+                            reader.integer(reader.property(range, "bytes"), at + ".bytes", kMaxBytes)});
+  }
+  return file;
+}
+
+ModelOptions read_options(Reader& reader, const Napi::Object& from) {
+  ModelOptions options{};
+  options.plan = reader.bytes(reader.property(from, "plan"), "plan");
+  const Napi::Array weights = reader.array(reader.property(from, "weights"), "weights");
+  for (uint32_t i = 0; reader.ok() && i < weights.Length(); ++i)
+    options.weights.push_back(read_file(reader, weights.Get(i), "weights[" + std::to_string(i) + "]"));
+  options.threads = unsigned(reader.integer(reader.property(from, "threads"), "threads", kMaxThreads));
+  const Napi::Object limits = reader.object(reader.property(from, "limits"), "limits");
+  const auto count = [&](const Napi::Object& object, const char* name) {
+    return uint32_t(reader.integer(reader.property(object, name), name, kMaxCount));
+  };
+  options.limits = {count(limits, "tokens"), count(limits, "rows"), count(limits, "sequences"),
+                    count(limits, "blocksPerSequence")};
+  options.blocks = count(from, "blocks");
+  options.slots = count(from, "slots");
+  return options;
+}
+
+// The table of `isa`, or of the best available when that is empty.
+const cpu::InstructionSet* find_isa(const std::string& isa) {
+  for (const cpu::InstructionSet& set : cpu::instruction_sets())
+    if (set.table && (isa.empty() || isa == set.name)) return &set;
+  return nullptr;
+}
+
+Fault isa_fault(const std::string& isa) {
+  std::string available;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets())
+    if (set.table) available += (available.empty() ? "" : ", ") + std::string(set.name);
+  return {"ISA_UNAVAILABLE", {{"isa", isa}, {"available", available}}};
+}
+
+}  // namespace
+
+Napi::Value open_model(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Reader reader(env);
+  const Napi::Object from = reader.object(info[0], "options");
+  const std::string isa = reader.string(reader.property(from, "isa"), "isa");
+  ModelOptions options = read_options(reader, from);
+  if (!reader.ok()) return {};
+  if (options.threads == 0) options.threads = cpu::cpu_info().physical_cores;
+  const cpu::InstructionSet* set = find_isa(isa);
+  if (!set) return to_object(env, isa_fault(isa));
+
+  Instance& instance = *env.GetInstanceData<Instance>();
+  if (Fault fault = Model::open(options, *set->table, instance.opening)) return to_object(env, fault);
+  instance.isa = set->name;
+  instance.threads = options.threads;
+  const Napi::Value model = instance.model_class.New({});
+  instance.opening.reset();
+  return model;
+}
+
+}  // namespace ingot::addon

@@ -1,0 +1,123 @@
+// Running a step: states, instructions in the plan's order, results.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <new>
+
+#include "denormals.h"
+#include "model.h"
+#include "thread_pool.h"
+
+namespace ingot {
+namespace {
+
+// Copies `rows` rows that `wanted` accepts out of a register into packed rows.
+template <class Wanted>
+void copy_rows(ThreadPool& pool, const Matrix& from, uint32_t rows, float* to, const Wanted& wanted) {
+  const size_t bytes = size_t{from.width} * sizeof(float);
+  constexpr size_t kBytesPerTask = size_t{1} << 18;
+  pool.parallel(rows, kBytesPerTask / (bytes + 1) + 1, [&](size_t begin, size_t end) {
+    for (size_t r = begin; r < end; ++r)
+      if (wanted(r)) std::memcpy(to + r * from.width, from.row<std::byte>(r), bytes);
+  });
+}
+
+}  // namespace
+
+Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) noexcept {
+  running_ = "the step buffer";
+  try {
+    const auto start = std::chrono::steady_clock::now();
+    StepView view;
+    if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    uint32_t launches = 0;
+    {
+      ThreadPool& pool = ThreadPool::shared();
+      const ThreadPool::Lease lease(pool, threads_);
+      const FlushDenormals flush;
+      prepare_states(view, pool);
+      launches = run_operations(view.step, pool);
+      write_results(view, pool);
+    }
+    scratch_bytes_.store(scratch_.bytes(), std::memory_order_relaxed);
+    const auto elapsed = std::chrono::steady_clock::now() - start;
+    const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+    *view.header = {view.step.rows, launches, 0, uint32_t(microseconds)};
+    return {};
+  } catch (const std::bad_alloc&) {
+    const size_t needed = scratch_.wanted();
+    return out_of_memory(std::string("the scratch memory of ") + running_, double(needed), double(available_memory()));
+  } catch (const std::exception& error) {
+    return {"STEP_FAILED", {{"where", running_}, {"reason", error.what()}}};
+  }
+}
+
+void Model::prepare_states(const StepView& view, ThreadPool& pool) {
+  const Step& step = view.step;
+  pool.parallel(states_.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t s = begin; s < end; ++s) {
+      const State& state = states_[s];
+      const auto unit = [&](size_t u) { return state.base + u * state.size; };
+      if (plan_.states[s].kind == StateKind::fixed) {
+        for (const int32_t slot : view.resets) std::memset(unit(size_t(slot)), 0, state.size);
+        continue;
+      }
+      for (const CopyPair& pair : view.copies)
+        if (pair.source != pair.target) std::memcpy(unit(pair.target), unit(pair.source), state.size);
+      if (!plan_.states[s].zero_init) continue;
+      // A block is fresh when this step writes its first position.
+      for (uint32_t t = 0; t < step.tokens; ++t) {
+        const uint32_t position = uint32_t(step.positions[t]);
+        if (position % state.block_tokens != 0) continue;
+        const size_t row = size_t(step.token_sequence[t]) * step.blocks_per_sequence;
+        std::memset(unit(size_t(step.block_table[row + position / state.block_tokens])), 0, state.size);
+      }
+    }
+  });
+}
+
+// Returns the kernels launched. An instruction whose output has no row this step, and that touches no state, has
+// nothing to do.
+uint32_t Model::run_operations(const Step& step, ThreadPool& pool) {
+  const Context context{step, pool, scratch_};
+  uint32_t launches = 0;
+  for (size_t i = 0; i < operations_.size(); ++i) {
+    Operation& op = operations_[i];
+    if (count_of(step, op.space) == 0 && (!op.stateful || step.tokens == 0)) continue;
+    running_ = plan_.instructions[i].label.c_str();
+    for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = count_of(step, op.spaces[k]);
+    for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = count_of(step, op.spaces[kMaxInputs + k]);
+    scratch_.reset();
+    op.kernel(context, op.call);
+    ++launches;
+  }
+  return launches;
+}
+
+void Model::write_results(const StepView& view, ThreadPool& pool) const {
+  const Step& step = view.step;
+  const auto flag = [&](uint32_t bit) { return [&step, bit](size_t r) { return (step.sampling[r].flags & bit) != 0; }; };
+  std::memset(view.rows, 0, size_t{step.rows} * kRowResultBytes);
+  for (uint32_t r = 0; r < step.rows; ++r) {
+    std::byte* out = view.rows + size_t{r} * kRowResultBytes;
+    RowResult chosen{-1, 0};
+    std::byte* top_tokens = out + sizeof(RowResult);
+    std::byte* top_logprobs = top_tokens + kTopLogprobs * sizeof(int32_t);
+    std::memset(top_tokens, 0xff, kTopLogprobs * sizeof(int32_t));
+    if (step.sampling[r].flags & kSampleFlagSample) {
+      if (tokens_) chosen.token = *tokens_.row<int32_t>(r);
+      if (logprobs_) {
+        chosen.logprob = *logprobs_.row<float>(r);
+        std::memcpy(top_logprobs, logprobs_.row<float>(r) + 1, kTopLogprobs * sizeof(float));
+      }
+      if (top_tokens_) std::memcpy(top_tokens, top_tokens_.row<int32_t>(r), kTopLogprobs * sizeof(int32_t));
+    }
+    std::memcpy(out, &chosen, sizeof chosen);
+  }
+  if (view.logits) copy_rows(pool, logits_, step.rows, view.logits, flag(kSampleFlagLogits));
+  if (!view.hidden) return;
+  if (bounds_.hidden_space == Space::rows) return copy_rows(pool, hidden_, step.rows, view.hidden, flag(kSampleFlagHidden));
+  copy_rows(pool, hidden_, count_of(step, bounds_.hidden_space), view.hidden, [](size_t) { return true; });
+}
+
+}  // namespace ingot

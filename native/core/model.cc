@@ -1,0 +1,154 @@
+// Opening a model: verify, map, allocate, and resolve every operand once. Steps are in execute.cc.
+#include "model.h"
+
+#include <algorithm>
+#include <new>
+
+namespace ingot {
+namespace {
+
+Fault plan_fault(const PlanFault& fault) {
+  if (fault.min_runtime)
+    return {"PLAN_NEWER",
+            {{"path", "the plan"}, {"expected", double(fault.min_runtime)}, {"got", double(kRuntimeVersion)}}};
+  return {"PLAN_INVALID",
+          {{"path", "the plan"}, {"rule", fault.rule}, {"where", fault.where}, {"reason", fault.reason}}};
+}
+
+Fault gap(const KernelTable& table, const std::string& reason) {
+  return {"LINK_GAPS", {{"backend", table.isa}, {"path", "the plan"}, {"gaps", reason}}};
+}
+
+uint32_t capacity(const StepLimits& limits, Space space) {
+  return space == Space::tokens ? limits.tokens : space == Space::rows ? limits.rows : limits.sequences;
+}
+
+// a * b, or the largest value: more than any machine has.
+uint64_t product(uint64_t a, uint64_t b) {
+  uint64_t result;
+  return __builtin_mul_overflow(a, b, &result) ? UINT64_MAX : result;
+}
+uint64_t sum(uint64_t a, uint64_t b) { return a > UINT64_MAX - b ? UINT64_MAX : a + b; }
+
+}  // namespace
+
+Fault Model::open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept {
+  try {
+    std::unique_ptr<Model> model(new Model);
+    if (PlanFault fault = verify(options.plan, model->plan_)) return plan_fault(fault);
+    if (Fault fault = Weights::open(model->plan_, options.weights, model->weights_)) return fault;
+    if (Fault fault = model->bind(options, table)) return fault;
+    out = std::move(model);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return out_of_memory("the model's tables", double(options.plan.size()), double(available_memory()));
+  }
+}
+
+Fault Model::bind(const ModelOptions& options, const KernelTable& table) {
+  threads_ = std::max(1u, options.threads);
+  if (Fault fault = check_memory(options)) return fault;
+  if (Fault fault = allocate(options)) return fault;
+  if (Fault fault = bind_operations(options, table)) return fault;
+  for (const PlanOutput& output : plan_.outputs) {
+    const Matrix found = matrix(output.reg, 0, plan_.registers[output.reg].width, options.limits);
+    if (output.name == "tokens") tokens_ = found;
+    if (output.name == "logprobs") logprobs_ = found;
+    if (output.name == "top_tokens") top_tokens_ = found;
+    if (output.name == "logits") logits_ = found;
+    if (output.name == "hidden") hidden_ = found;
+  }
+  bounds_ = bounds(options);
+  return {};
+}
+
+// Weights, arenas and states together must fit: each alone might, as pages are only taken when first touched.
+Fault Model::check_memory(const ModelOptions& options) const {
+  uint64_t arena = 0, state = 0;
+  for (size_t s = 0; s < kSpaces; ++s)
+    arena = sum(arena, product(plan_.peak[s], capacity(options.limits, Space(s))));
+  for (const PlanState& s : plan_.states)
+    state = sum(state, product(s.size_bytes, s.kind == StateKind::fixed ? options.slots : options.blocks));
+  const uint64_t available = available_memory();
+  const struct { const char* thing; uint64_t bytes; } parts[] = {
+      {"the weights", weights_.bytes()}, {"the state", state}, {"the activations", arena}};
+  uint64_t left = available;
+  for (const auto& part : parts) {
+    if (part.bytes > left) return out_of_memory(part.thing, double(part.bytes), double(left));
+    left -= part.bytes;
+  }
+  return {};
+}
+
+Fault Model::allocate(const ModelOptions& options) {
+  for (size_t s = 0; s < kSpaces; ++s)
+    if (Fault fault = Region::allocate("the activations", plan_.peak[s] * capacity(options.limits, Space(s)), arenas_[s]))
+      return fault;
+  pools_.resize(plan_.states.size());
+  for (size_t i = 0; i < plan_.states.size(); ++i) {
+    const PlanState& state = plan_.states[i];
+    units_.push_back(state.kind == StateKind::fixed ? options.slots : options.blocks);
+    if (Fault fault = Region::allocate("the state", state.size_bytes * units_[i], pools_[i])) return fault;
+    states_.push_back({pools_[i].data(), state.size_bytes, state.block_tokens, state.dtype});
+  }
+  return {};
+}
+
+Matrix Model::matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const {
+  const PlanRegister& r = plan_.registers[reg];
+  std::byte* base = arenas_[size_t(r.space)].data() + r.offset * capacity(limits, r.space);
+  return {base + column * dtype_bytes(r.dtype), r.stride, 0, width, r.dtype};
+}
+
+Fault Model::bind_operations(const ModelOptions& options, const KernelTable& table) {
+  operations_.reserve(plan_.instructions.size());
+  for (const PlanInstruction& instruction : plan_.instructions) {
+    Operation op{};
+    op.kernel = instruction.opcode < kMaxOpcodes ? table.kernels[instruction.opcode] : nullptr;
+    if (!op.kernel) return gap(table, instruction.label + ": no kernel for opcode " + std::to_string(instruction.opcode));
+    for (size_t i = 0; i < instruction.inputs.size(); ++i) {
+      const PlanOperand& operand = instruction.inputs[i];
+      if (operand.reg == kNone) continue;
+      op.call.inputs[i] = matrix(operand.reg, operand.column, operand.width, options.limits);
+      op.spaces[i] = plan_.registers[operand.reg].space;
+    }
+    for (size_t i = 0; i < instruction.outputs.size(); ++i) {
+      const uint32_t reg = instruction.outputs[i];
+      if (reg == kNone) continue;
+      op.call.outputs[i] = matrix(reg, 0, plan_.registers[reg].width, options.limits);
+      op.space = op.spaces[kMaxInputs + i] = plan_.registers[reg].space;
+    }
+    for (size_t i = 0; i < instruction.weights.size(); ++i)
+      if (instruction.weights[i] != kNone) op.call.weights[i] = weights_[instruction.weights[i]];
+    for (size_t i = 0; i < instruction.states.size(); ++i)
+      if (instruction.states[i].state != kNone) op.call.states[i] = states_[instruction.states[i].state], op.stateful = true;
+    op.call.params = instruction.params.data();
+    operations_.push_back(op);
+  }
+  return {};
+}
+
+StepBounds Model::bounds(const ModelOptions& options) const {
+  StepBounds b{options.limits, plan_.vocab, plan_.max_context, 0, options.blocks, options.slots, 0, 0, Space::rows};
+  for (const PlanState& state : plan_.states)
+    if (state.kind != StateKind::fixed) b.block_tokens = state.block_tokens;
+  b.logits_width = logits_ ? logits_.width : 0;
+  b.hidden_width = hidden_ ? hidden_.width : 0;
+  for (const PlanOutput& output : plan_.outputs)
+    if (output.name == "hidden") b.hidden_space = plan_.registers[output.reg].space;
+  return b;
+}
+
+std::span<std::byte> Model::unit(uint32_t state, uint32_t unit) {
+  if (state >= states_.size() || unit >= units_[state]) return {};
+  return {states_[state].base + states_[state].size * unit, states_[state].size};
+}
+
+MemoryUse Model::memory() const {
+  MemoryUse use{weights_.bytes(), 0, 0, scratch_bytes_.load(std::memory_order_relaxed)};
+  for (const Region& arena : arenas_) use.arena += arena.size();
+  for (const Region& pool : pools_) use.state += pool.size();
+  return use;
+}
+
+}  // namespace ingot

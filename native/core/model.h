@@ -1,0 +1,84 @@
+// A plan with its weights, memory and kernels bound: what runs steps. Knows no backend; kernels come in a table.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernel.h"
+#include "memory.h"
+#include "plan_view.h"
+#include "scratch.h"
+#include "status.h"
+#include "step_view.h"
+#include "weights.h"
+
+namespace ingot {
+
+struct ModelOptions {
+  std::span<const std::byte> plan;
+  std::vector<WeightFile> weights;
+  unsigned threads;  // of a step, the one that asks for it included; at least 1
+  StepLimits limits;
+  uint32_t blocks;   // of every paged state, the dump included
+  uint32_t slots;    // of every fixed state, the dump included
+};
+
+struct MemoryUse {
+  uint64_t weights, arena, state, scratch;  // bytes
+};
+
+class Model {
+ public:
+  // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
+  static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
+
+  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step wrote
+  // hold anything; all else is as before.
+  Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
+
+  // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
+  std::span<std::byte> unit(uint32_t state, uint32_t unit);
+
+  // From any thread, also during a step.
+  MemoryUse memory() const;
+
+ private:
+  struct Operation {
+    Kernel kernel;
+    Call call;
+    Space space;        // of its outputs
+    bool stateful;
+    Space spaces[kMaxInputs + kMaxOutputs];  // of each matrix, inputs first
+  };
+
+  Model() = default;
+  Fault bind(const ModelOptions& options, const KernelTable& table);
+  Fault check_memory(const ModelOptions& options) const;
+  Fault allocate(const ModelOptions& options);
+  Fault bind_operations(const ModelOptions& options, const KernelTable& table);
+  Matrix matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const;
+  StepBounds bounds(const ModelOptions& options) const;
+
+  void prepare_states(const StepView& view, class ThreadPool& pool);
+  uint32_t run_operations(const Step& step, class ThreadPool& pool);
+  void write_results(const StepView& view, class ThreadPool& pool) const;
+
+  PlanView plan_;
+  Weights weights_;
+  Region arenas_[kSpaces];
+  std::vector<Region> pools_;     // by state of the plan
+  std::vector<State> states_;
+  std::vector<uint32_t> units_;   // blocks or slots of each state
+  std::vector<Operation> operations_;
+  Matrix tokens_, logprobs_, top_tokens_, logits_, hidden_;  // outputs of the plan; absent ones have no data
+  StepBounds bounds_{};
+  unsigned threads_ = 1;
+  Scratch scratch_;
+  std::atomic<uint64_t> scratch_bytes_{0};
+  const char* running_ = "";      // label of the running instruction, for faults
+};
+
+}  // namespace ingot

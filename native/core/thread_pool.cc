@@ -1,0 +1,114 @@
+#include "thread_pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "await.h"
+#include "denormals.h"
+#include "thread_name.h"
+
+namespace ingot {
+
+struct ThreadPool::Impl {
+  // Counts forks: a worker runs the current task once for each new value. One cache line each, so that a worker polls
+  // its own line only.
+  struct alignas(64) Worker {
+    std::atomic<uint32_t> forks{0};
+  };
+
+  // Leases are granted in the order of their requests.
+  std::mutex mutex;
+  std::condition_variable turn;
+  uint64_t next_ticket = 0, serving = 0;
+
+  // Owned by the holder of the lease.
+  unsigned threads = 1;
+  std::vector<Worker*> workers;  // never freed: their threads live as long as the process
+
+  // Written by the caller before it forks, read by workers after.
+  Task task = nullptr;
+  void* context = nullptr;
+  unsigned count = 0;
+  alignas(64) std::atomic<uint32_t> running{0};
+
+  void work(Worker& worker, unsigned index) {
+    char name[16];
+    std::snprintf(name, sizeof name, "ingot-%u", index);
+    enter_thread(name);
+    const FlushDenormals flush;
+    for (uint32_t seen = 0;;) {
+      seen = await_change(worker.forks, seen);
+      task(context, index, count);
+      if (running.fetch_sub(1) == 1) running.notify_one();
+    }
+  }
+
+  // Makes `wanted` threads, the caller included, or as many as the system allows.
+  unsigned grow(unsigned wanted) {
+    while (workers.size() + 1 < wanted) {
+      const unsigned index = unsigned(workers.size()) + 1;
+      try {
+        workers.reserve(index);
+        auto worker = std::make_unique<Worker>();
+        // Detached: a worker waits for its next fork until the process ends, and touches nothing that an exit destroys.
+        std::thread([this, &worker = *worker, index] { work(worker, index); }).detach();
+        workers.push_back(worker.release());
+      } catch (const std::exception&) {
+        return index;
+      }
+    }
+    return wanted ? wanted : 1;
+  }
+};
+
+ThreadPool::ThreadPool() : impl_(new Impl) {}
+ThreadPool::~ThreadPool() = default;
+
+ThreadPool& ThreadPool::shared() {
+  // Never destroyed: workers wait inside it until the process ends.
+  static ThreadPool* const pool = new ThreadPool;
+  return *pool;
+}
+
+ThreadPool::Lease::Lease(ThreadPool& pool, unsigned threads) : pool_(pool) {
+  Impl& impl = *pool.impl_;
+  std::unique_lock lock(impl.mutex);
+  const uint64_t ticket = impl.next_ticket++;
+  impl.turn.wait(lock, [&] { return impl.serving == ticket; });
+  impl.threads = impl.grow(threads);
+}
+
+ThreadPool::Lease::~Lease() {
+  Impl& impl = *pool_.impl_;
+  {
+    const std::lock_guard lock(impl.mutex);
+    impl.threads = 1;
+    ++impl.serving;
+  }
+  impl.turn.notify_all();
+}
+
+unsigned ThreadPool::threads() const { return impl_->threads; }
+
+void ThreadPool::run(Task task, void* context) {
+  Impl& impl = *impl_;
+  const unsigned count = impl.threads;
+  if (count == 1) return task(context, 0, 1);
+  impl.task = task;
+  impl.context = context;
+  impl.count = count;
+  impl.running.store(count - 1, std::memory_order_relaxed);
+  for (unsigned i = 0; i + 1 < count; ++i) {
+    impl.workers[i]->forks.fetch_add(1);
+    impl.workers[i]->forks.notify_one();
+  }
+  task(context, 0, count);
+  for (uint32_t left; (left = impl.running.load(std::memory_order_acquire)) != 0;) await_change(impl.running, left);
+}
+
+}  // namespace ingot
