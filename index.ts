@@ -36,6 +36,8 @@ export interface OpenOptions extends ModelOptions {
   isa?: string | undefined
   /** Refuse a backend whose outputs depend on the batch. The CPU's never do. */
   deterministic?: boolean | undefined
+  /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
+  allowPerSlot?: boolean | undefined
   /** full (default) hashes every byte of the package; structure trusts the bytes of the weights. */
   integrity?: 'full' | 'structure' | undefined
 }
@@ -49,6 +51,7 @@ const openSchema = z.strictObject({
   threads: z.int().min(1).max(1024).optional().describe('an integer from 1 to 1024'),
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
+  allowPerSlot: z.boolean().optional().describe('a boolean'),
   integrity: z.enum(['full', 'structure']).optional().describe('"full" or "structure"'),
 })
 
@@ -82,6 +85,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     threads = 0,
     isa = '',
     deterministic,
+    allowPerSlot,
     integrity = 'full',
     ...sizes
   } = parseOptions(openSchema, 'open', options)
@@ -89,7 +93,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const pkg = await readPackage(path, { integrity })
   const fixed = capacity(pkg.plan, sizes, path)
   const { limits, blocks, slots } = fixed
-  const runner = await device.open(pkg, { limits, blocks, slots, threads, isa })
+  const runner = await device.open(pkg, { limits, blocks, slots, threads, isa, allowPerSlot })
   try {
     if (deterministic && !runner.info.deterministic)
       throw fail('OPTION_INVALID', {

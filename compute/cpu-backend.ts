@@ -82,7 +82,7 @@ class CpuRunner implements Runner {
 }
 
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
-  link('cpu', cpuTable, pkg)
+  link('cpu', cpuTable, pkg, options)
   const { threads, isa, limits, blocks, slots } = options
   if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
     throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })

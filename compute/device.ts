@@ -29,6 +29,8 @@ export interface RunnerOptions {
   readonly threads: number
   /** Instruction set to use; empty: the best available. */
   readonly isa: string
+  /** Accept kernels that are launched once a slot instead of once a step. */
+  readonly allowPerSlot?: boolean | undefined
 }
 
 export interface DeviceInfo {

@@ -36,6 +36,15 @@ describe('linkGaps', () => {
     ])
   })
 
+  test('refuses a kernel that is launched once a slot, unless that is allowed', () => {
+    const table = { ...cpuTable, glu: { ...cpuTable.glu, perSlot: 'no batched kernel' } }
+    const plan = decoderPlan('bf16', 2)
+    expect(linkGaps(plan, table)).toEqual([
+      expect.stringMatching(/^glu: launched once a slot: no batched kernel; .*allowPerSlot.* and 1 more\)$/),
+    ])
+    expect(linkGaps(plan, table, { allowPerSlot: true })).toEqual([])
+  })
+
   test('throws LINK_GAPS with all of them', () => {
     const refused = () => link('cpu', cpuTable, { path: 'x.ingot', plan: menageriePlan() })
     expect(refused).toThrow(PlanError)

@@ -16,10 +16,17 @@ function* weightsOf({ op, weights }: Instruction) {
   }
 }
 
+export interface LinkOptions {
+  /** Accept kernels that are launched once a slot. */
+  readonly allowPerSlot?: boolean | undefined
+}
+
 /** What `kernel` lacks for one instruction. */
-function kernelGaps(plan: ExecutionPlan, instruction: Instruction, kernel: Kernel): string[] {
+function kernelGaps(plan: ExecutionPlan, instruction: Instruction, kernel: Kernel, options: LinkOptions): string[] {
   const { version, params, states } = instruction
   const gaps = version > kernel.version ? [`version ${version}; the kernel implements ${kernel.version}`] : []
+  if (kernel.perSlot && !options.allowPerSlot)
+    gaps.push(`launched once a slot: ${kernel.perSlot}; open with allowPerSlot to accept it`)
   for (const { name, tensor } of weightsOf(instruction))
     gaps.push(...missing(`weight ${name}`, plan.tensors[tensor]!.dtype, kernel.weights))
   for (const use of states) if (use) gaps.push(...missing('state', plan.states[use.state]!.dtype, kernel.states))
@@ -29,11 +36,11 @@ function kernelGaps(plan: ExecutionPlan, instruction: Instruction, kernel: Kerne
 }
 
 /** All that `table` lacks to run `plan`, one line a gap and opcode; empty when it can run. */
-export function linkGaps(plan: ExecutionPlan, table: KernelTable): string[] {
+export function linkGaps(plan: ExecutionPlan, table: KernelTable, options: LinkOptions = {}): string[] {
   const labels = new Map<string, string[]>()
   for (const instruction of plan.instructions) {
     const entry = table[instruction.op]
-    const gaps = 'unsupported' in entry ? [entry.unsupported] : kernelGaps(plan, instruction, entry)
+    const gaps = 'unsupported' in entry ? [entry.unsupported] : kernelGaps(plan, instruction, entry, options)
     for (const gap of gaps) {
       const text = `${instruction.op}: ${gap}`
       labels.set(text, [...(labels.get(text) ?? []), instruction.label])
@@ -45,7 +52,12 @@ export function linkGaps(plan: ExecutionPlan, table: KernelTable): string[] {
 }
 
 /** Throws PlanError LINK_GAPS, naming every gap, unless `table` can run `plan`; `path` is for the message. */
-export function link(backend: string, table: KernelTable, { path, plan }: { path: string; plan: ExecutionPlan }): void {
-  const gaps = linkGaps(plan, table)
+export function link(
+  backend: string,
+  table: KernelTable,
+  { path, plan }: { readonly path: string; readonly plan: ExecutionPlan },
+  options: LinkOptions = {},
+): void {
+  const gaps = linkGaps(plan, table, options)
   if (gaps.length) throw fail('LINK_GAPS', { backend, path, gaps: gaps.join('; ') })
 }

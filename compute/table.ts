@@ -13,6 +13,8 @@ export interface Kernel {
   readonly states?: readonly DType[]
   /** Upper limits on parameters, inclusive: { head_dim: 512 }. */
   readonly limits?: Readonly<Record<string, number>>
+  /** Why it is launched once a slot instead of once a step. Each step counts such launches; `open` must allow them. */
+  readonly perSlot?: string
 }
 /** Not implemented, and why: shown to whoever links a plan that needs it. */
 export interface Unsupported {
