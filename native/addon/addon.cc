@@ -1,5 +1,5 @@
-// The Addon interface of abi/native.ts. Nothing here outlives a call but NativeModel and the mappings it hands out, which
-// JavaScript owns. C++ exceptions stop here.
+// The Addon interface of abi/native.ts. Nothing here outlives a call but NativeModel and the mappings it hands out,
+// which JavaScript owns. C++ exceptions stop here.
 #include <napi.h>
 
 #include <memory>
@@ -72,7 +72,8 @@ Napi::Value map_file(const Napi::CallbackInfo& info) {
   auto file = std::make_unique<MappedFile>();
   if (const Fault fault = MappedFile::open(path, true, *file)) {
     const bool missing = fault.code == "FILE_MISSING";
-    Napi::Error error = Napi::Error::New(env, missing ? "no such file" : std::get<std::string>(fault.details.back().second));
+    const std::string reason = missing ? "no such file" : std::get<std::string>(fault.details.back().second);
+    Napi::Error error = Napi::Error::New(env, reason);
     error.Set("code", fault.code);
     error.ThrowAsJavaScriptException();
     return {};

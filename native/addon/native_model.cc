@@ -141,8 +141,8 @@ void NativeModel::write_state(const Napi::CallbackInfo& info) {
   const auto from = reader.bytes(info[2], "bytes");
   if (!reader.ok()) return;
   if (from.size() == to.size()) return void(std::memcpy(to.data(), from.data(), to.size()));
-  Napi::RangeError::New(info.Env(), "bytes: expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size()))
-      .ThrowAsJavaScriptException();
+  const std::string counts = "expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size());
+  Napi::RangeError::New(info.Env(), "bytes: " + counts).ThrowAsJavaScriptException();
 }
 
 Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {

@@ -10,8 +10,9 @@
 
 namespace ingot::addon {
 
-// Reads arguments and properties. The first wrong one throws a TypeError that names it; what follows reads as zero. Check
-// ok() before the values are used. (A pending exception is no such check: none is set while the environment ends.)
+// Reads arguments and properties. The first wrong one throws a TypeError that names it; what follows reads as zero.
+// Check ok() before the values are used. (A pending exception is no such check:
+// none is set while the environment ends.)
 class Reader {
  public:
   explicit Reader(Napi::Env env) : env_(env) {}

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <thread>
 
 namespace ingot {
 
@@ -14,21 +15,34 @@ inline void spin_pause() {
 #endif
 }
 
-// Returns the value of `word` once it differs from `old`. Acquires what the writer released. The writer changes `word` in
-// sequentially consistent order and then notifies: a notify that looks for sleepers ahead of its own store misses one.
+// Polls `done` for up to `spin`; true once it holds. After a few microseconds it offers the processor between looks: what
+// it waits for may be queued behind it.
+template <class Done>
+bool poll(std::chrono::nanoseconds spin, const Done& done) {
+  constexpr auto kExclusive = std::chrono::microseconds(4);
+  constexpr int kPausesPerLook = 32;
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      if (done()) return true;
+      spin_pause();
+    }
+    const auto waited = std::chrono::steady_clock::now() - start;
+    if (waited >= spin) return false;
+    if (waited >= kExclusive) std::this_thread::yield();
+  }
+}
+
+// Returns the value of `word` once it differs from `old`. Acquires what the writer released. The writer changes `word`
+// in sequentially consistent order and then notifies: a notify that looks for sleepers ahead of its own store misses
+// one.
 inline uint32_t await_change(const std::atomic<uint32_t>& word, uint32_t old) {
   // Longer than the gap between two instructions of a step, short enough that an idle process uses no processor.
   constexpr auto kSpin = std::chrono::microseconds(40);
-  constexpr int kPausesPerLook = 32;
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
-  uint32_t now;
-  do {
-    for (int i = 0; i < kPausesPerLook; ++i) {
-      if ((now = word.load(std::memory_order_acquire)) != old) return now;
-      spin_pause();
-    }
-  } while (std::chrono::steady_clock::now() < deadline);
-  while ((now = word.load(std::memory_order_acquire)) == old) word.wait(old);
+  uint32_t now = old;
+  const auto changed = [&] { return (now = word.load(std::memory_order_acquire)) != old; };
+  if (poll(kSpin, changed)) return now;
+  while (!changed()) word.wait(old);
   return now;
 }
 

@@ -1,4 +1,5 @@
-// Subnormal floats read and write as zero while this lives: they are worth nothing in a model and cost microcode assists.
+// Subnormal floats read and write as zero while this lives: they are worth nothing in a model and cost microcode
+// assists.
 #pragma once
 #if defined(__SSE2__)
 #include <xmmintrin.h>

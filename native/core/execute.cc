@@ -96,7 +96,9 @@ uint32_t Model::run_operations(const Step& step, ThreadPool& pool) {
 
 void Model::write_results(const StepView& view, ThreadPool& pool) const {
   const Step& step = view.step;
-  const auto flag = [&](uint32_t bit) { return [&step, bit](size_t r) { return (step.sampling[r].flags & bit) != 0; }; };
+  const auto flag = [&](uint32_t bit) {
+    return [&step, bit](size_t r) { return (step.sampling[r].flags & bit) != 0; };
+  };
   std::memset(view.rows, 0, size_t{step.rows} * kRowResultBytes);
   for (uint32_t r = 0; r < step.rows; ++r) {
     std::byte* out = view.rows + size_t{r} * kRowResultBytes;
@@ -116,7 +118,8 @@ void Model::write_results(const StepView& view, ThreadPool& pool) const {
   }
   if (view.logits) copy_rows(pool, logits_, step.rows, view.logits, flag(kSampleFlagLogits));
   if (!view.hidden) return;
-  if (bounds_.hidden_space == Space::rows) return copy_rows(pool, hidden_, step.rows, view.hidden, flag(kSampleFlagHidden));
+  if (bounds_.hidden_space == Space::rows)
+    return copy_rows(pool, hidden_, step.rows, view.hidden, flag(kSampleFlagHidden));
   copy_rows(pool, hidden_, count_of(step, bounds_.hidden_space), view.hidden, [](size_t) { return true; });
 }
 

@@ -81,9 +81,10 @@ Fault Model::check_memory(const ModelOptions& options) const {
 }
 
 Fault Model::allocate(const ModelOptions& options) {
-  for (size_t s = 0; s < kSpaces; ++s)
-    if (Fault fault = Region::allocate("the activations", plan_.peak[s] * capacity(options.limits, Space(s)), arenas_[s]))
-      return fault;
+  for (size_t s = 0; s < kSpaces; ++s) {
+    const size_t bytes = plan_.peak[s] * capacity(options.limits, Space(s));
+    if (Fault fault = Region::allocate("the activations", bytes, arenas_[s])) return fault;
+  }
   pools_.resize(plan_.states.size());
   for (size_t i = 0; i < plan_.states.size(); ++i) {
     const PlanState& state = plan_.states[i];
@@ -105,7 +106,8 @@ Fault Model::bind_operations(const ModelOptions& options, const KernelTable& tab
   for (const PlanInstruction& instruction : plan_.instructions) {
     Operation op{};
     op.kernel = instruction.opcode < kMaxOpcodes ? table.kernels[instruction.opcode] : nullptr;
-    if (!op.kernel) return gap(table, instruction.label + ": no kernel for opcode " + std::to_string(instruction.opcode));
+    if (!op.kernel)
+      return gap(table, instruction.label + ": no kernel for opcode " + std::to_string(instruction.opcode));
     for (size_t i = 0; i < instruction.inputs.size(); ++i) {
       const PlanOperand& operand = instruction.inputs[i];
       if (operand.reg == kNone) continue;
@@ -120,8 +122,11 @@ Fault Model::bind_operations(const ModelOptions& options, const KernelTable& tab
     }
     for (size_t i = 0; i < instruction.weights.size(); ++i)
       if (instruction.weights[i] != kNone) op.call.weights[i] = weights_[instruction.weights[i]];
-    for (size_t i = 0; i < instruction.states.size(); ++i)
-      if (instruction.states[i].state != kNone) op.call.states[i] = states_[instruction.states[i].state], op.stateful = true;
+    for (size_t i = 0; i < instruction.states.size(); ++i) {
+      if (instruction.states[i].state == kNone) continue;
+      op.call.states[i] = states_[instruction.states[i].state];
+      op.stateful = true;
+    }
     op.call.params = instruction.params.data();
     operations_.push_back(op);
   }

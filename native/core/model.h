@@ -35,8 +35,8 @@ class Model {
   // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
   static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
 
-  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step wrote
-  // hold anything; all else is as before.
+  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step
+  // wrote hold anything; all else is as before.
   Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.

@@ -24,7 +24,9 @@ class Checker {
     return false;
   }
 
-  static std::string at(const char* array, size_t index) { return std::string(array) + "[" + std::to_string(index) + "]"; }
+  static std::string at(const char* array, size_t index) {
+    return std::string(array) + "[" + std::to_string(index) + "]";
+  }
 
   // 0 <= value < end
   bool index(const char* array, size_t i, int64_t value, uint64_t end) {
@@ -77,13 +79,14 @@ class Checker {
     s.blocks_per_sequence = h.blocks_per_sequence;
     const CopyPair* copies = nullptr;
     const int32_t* resets = nullptr;
+    const uint64_t table = uint64_t{h.sequences} * h.blocks_per_sequence;
     const bool sound = array("token_ids", h.token_ids, h.tokens, s.token_ids) &&
                        array("positions", h.positions, h.tokens, s.positions) &&
                        array("token_sequence", h.token_sequence, h.tokens, s.token_sequence) &&
                        array("sequence_start", h.sequence_start, uint64_t{h.sequences} + 1, s.sequence_start) &&
                        array("sequence_length", h.sequence_length, h.sequences, s.sequence_length) &&
                        array("sequence_slot", h.sequence_slot, h.sequences, s.sequence_slot) &&
-                       array("block_table", h.block_table, uint64_t{h.sequences} * h.blocks_per_sequence, s.block_table) &&
+                       array("block_table", h.block_table, table, s.block_table) &&
                        array("row_token", h.row_token, h.rows, s.row_token) &&
                        array("sampling", h.sampling, h.rows, s.sampling) &&
                        array("history_ids", h.history_ids, h.history, s.history_ids) &&
@@ -128,7 +131,7 @@ class Checker {
     return true;
   }
 
-  // Each token belongs to the sequence whose range holds it, at consecutive positions that end at the sequence's length.
+  // Each token belongs to the sequence whose range holds it; positions are consecutive and end at its length.
   bool check_tokens(const Step& s) {
     for (uint32_t i = 0; i < s.sequences; ++i) {
       const int32_t end = s.sequence_start[i + 1];
@@ -186,8 +189,8 @@ class Checker {
     return true;
   }
 
-  bool floats(const char* name, uint32_t offset, uint64_t count, uint32_t width, std::span<std::byte> result, size_t from,
-              float*& out) {
+  bool floats(const char* name, uint32_t offset, uint64_t count, uint32_t width, std::span<std::byte> result,
+              size_t from, float*& out) {
     if (offset == 0) return true;
     if (width == 0) return refuse(name, "the plan has no such output");
     if (offset % sizeof(float) != 0 || offset < from)
@@ -207,9 +210,10 @@ class Checker {
                                 " bytes, got " + std::to_string(result.size()));
     out.header = reinterpret_cast<ResultHeader*>(result.data());
     out.rows = result.data() + kResultRowsOffset;
-    return floats("result_logits", header_.result_logits, header_.rows, bounds_.logits_width, result, end, out.logits) &&
-           floats("result_hidden", header_.result_hidden, count_of(out.step, bounds_.hidden_space),
-                  bounds_.hidden_width, result, end, out.hidden);
+    const StepHeader& h = header_;
+    const uint32_t hidden_rows = count_of(out.step, bounds_.hidden_space);
+    return floats("result_logits", h.result_logits, h.rows, bounds_.logits_width, result, end, out.logits) &&
+           floats("result_hidden", h.result_hidden, hidden_rows, bounds_.hidden_width, result, end, out.hidden);
   }
 
   std::span<const std::byte> bytes_;
@@ -219,7 +223,8 @@ class Checker {
 
 }  // namespace
 
-Fault read_step(std::span<const std::byte> bytes, std::span<std::byte> result, const StepBounds& bounds, StepView& out) {
+Fault read_step(std::span<const std::byte> bytes, std::span<std::byte> result, const StepBounds& bounds,
+                StepView& out) {
   Checker checker(bytes, bounds);
   out = {};
   checker.read(result, out);

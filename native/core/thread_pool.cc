@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <exception>
@@ -15,10 +16,18 @@
 namespace ingot {
 
 struct ThreadPool::Impl {
-  // Counts forks: a worker runs the current task once for each new value. One cache line each, so that a worker polls
-  // its own line only.
+  // Worker i runs part i of each fork, unless the caller got to it first. One cache line each, so that a worker polls its
+  // own line only.
   struct alignas(64) Worker {
-    std::atomic<uint32_t> forks{0};
+    std::atomic<uint32_t> forks{0};    // offered to this worker so far
+    std::atomic<uint32_t> claimed{0};  // taken so far, by the worker or the caller; forks or one less
+
+    // Whether the part of `fork` is the claimer's to run. One that comes late finds it taken, so that the task of a fork
+    // is read by nobody once that fork has been joined.
+    bool claim(uint32_t fork) {
+      uint32_t before = fork - 1;
+      return claimed.compare_exchange_strong(before, fork);
+    }
   };
 
   // Leases are granted in the order of their requests.
@@ -43,8 +52,19 @@ struct ThreadPool::Impl {
     const FlushDenormals flush;
     for (uint32_t seen = 0;;) {
       seen = await_change(worker.forks, seen);
+      if (!worker.claim(seen)) continue;
       task(context, index, count);
       if (running.fetch_sub(1) == 1) running.notify_one();
+    }
+  }
+
+  // Runs the parts that no worker has begun: one whose thread waits for a processor must not be waited for in turn.
+  void take_over() {
+    for (unsigned i = 1; i < count; ++i) {
+      Worker& worker = *workers[i - 1];
+      if (!worker.claim(worker.forks.load(std::memory_order_relaxed))) continue;
+      task(context, i, count);
+      running.fetch_sub(1);
     }
   }
 
@@ -108,6 +128,10 @@ void ThreadPool::run(Task task, void* context) {
     impl.workers[i]->forks.notify_one();
   }
   task(context, 0, count);
+  // Time for workers that have a processor to notice the fork.
+  constexpr auto kNotice = std::chrono::microseconds(2);
+  if (poll(kNotice, [&] { return impl.running.load(std::memory_order_acquire) == 0; })) return;
+  impl.take_over();
   for (uint32_t left; (left = impl.running.load(std::memory_order_acquire)) != 0;) await_change(impl.running, left);
 }
 

@@ -25,8 +25,8 @@ class ThreadPool {
 
   unsigned threads() const;  // of the current lease
 
-  // Runs task(context, i, n) for i in [0, n) once each, n = threads(); returns when all are done. The caller runs i = 0.
-  // Nested calls are not allowed.
+  // Runs task(context, i, n) for i in [0, n) once each, n = threads(); returns when all are done. The caller runs i = 0,
+  // and what a worker has not begun by then. Nested calls are not allowed.
   using Task = void (*)(void* context, unsigned index, unsigned count);
   void run(Task task, void* context);
 

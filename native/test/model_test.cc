@@ -185,12 +185,14 @@ void runs_a_step() {
   launch = 0;
   CHECK(!model->step(step.bytes, step.result));
   CHECK(step.value<uint32_t>(0) == 2);
-  CHECK(step.value<uint32_t>(4) == package.view.instructions.size() && size_t(launch) == package.view.instructions.size());
+  const size_t instructions = package.view.instructions.size();
+  CHECK(step.value<uint32_t>(4) == instructions && size_t(launch) == instructions);
   for (uint32_t r = 0; r < 2; ++r) {
     const size_t at = size_t(step.row(r) - step.result.data());
     CHECK(step.value<int32_t>(at) == int32_t(100 + r) && step.value<float>(at + 4) == -float(r));
     CHECK(step.value<int32_t>(at + 8) == int32_t(r) && step.value<int32_t>(at + 8 + 19 * 4) == int32_t(38 + r));
-    CHECK(step.value<float>(at + 88) == -float(r) - 1.f / 32 && step.value<float>(at + 88 + 76) == -float(r) - 20.f / 32);
+    CHECK(step.value<float>(at + 88) == -float(r) - 1.f / 32);
+    CHECK(step.value<float>(at + 88 + 76) == -float(r) - 20.f / 32);
   }
   for (uint32_t s = 0; s < package.view.states.size(); ++s)
     for (uint32_t unit : {2, 3, 5}) CHECK(filled(model->unit(s, unit), int(unit) + 1));
@@ -225,9 +227,8 @@ void skips_what_has_no_rows() {
   StepBytes step;
   step.header.rows = 0;
   CHECK(!model->step(step.bytes, step.result));
-  const size_t tail = size_t(std::count_if(package.view.instructions.begin(), package.view.instructions.end(), [&](auto& i) {
-    return package.view.registers[i.outputs[0]].space == Space::rows;
-  }));
+  size_t tail = 0;
+  for (const auto& i : package.view.instructions) tail += package.view.registers[i.outputs[0]].space == Space::rows;
   CHECK(tail > 0 && step.value<uint32_t>(4) == package.view.instructions.size() - tail);
   step.header.tokens = step.header.sequences = 0;
   step.header.copies = 2;
@@ -245,7 +246,7 @@ void resets_slots() {
   StepBytes step;
   step.header.rows = 0;
   for (uint32_t s = 0; s < package.view.states.size(); ++s)
-    for (uint32_t slot = 0; slot < 5; ++slot) std::memset(model->unit(s, slot).data(), 0x55, model->unit(s, slot).size());
+    for (uint32_t slot = 0; slot < 5; ++slot) std::ranges::fill(model->unit(s, slot), std::byte{0x55});
   step.header.resets = 1;
   CHECK(!model->step(step.bytes, step.result));
   for (uint32_t s = 0; s < package.view.states.size(); ++s) {
@@ -276,26 +277,32 @@ void reports_what_a_kernel_throws() {
 }
 
 void refuses_what_does_not_fit() {
-  const auto refusal = [](auto change) {
-    Package package("decoder.bin");
-    change(package);
-    return package.refusal();
+  using Change = void (*)(ModelOptions&, WeightFile&, std::vector<WeightRange>&);
+  const struct { const char* code; Change change; } cases[] = {
+      {"PACKAGE_INVALID", [](auto& options, auto&, auto&) { options.weights.clear(); }},
+      {"FILE_MISSING", [](auto&, auto& file, auto&) { file.path += "x"; }},
+      {"FILE_UNREADABLE", [](auto&, auto& file, auto&) { file.path = "/tmp"; }},
+      {"FILE_TRUNCATED", [](auto&, auto& file, auto&) { file.bytes += 1; }},
+      {"PACKAGE_INVALID", [](auto&, auto& file, auto&) { file.bytes -= 1; }},
+      {"PACKAGE_INVALID", [](auto&, auto&, auto& tensors) { tensors.pop_back(); }},
+      {"PACKAGE_INVALID", [](auto&, auto&, auto& tensors) { tensors[1].tensor = 0; }},
+      {"PACKAGE_INVALID", [](auto&, auto&, auto& tensors) { tensors[1].tensor = 1000; }},
+      {"PACKAGE_INVALID", [](auto&, auto&, auto& tensors) { tensors[0].bytes += 64; }},
+      {"PACKAGE_INVALID", [](auto&, auto&, auto& tensors) { tensors[0].offset = 32; }},
+      {"FILE_TRUNCATED", [](auto&, auto& file, auto& tensors) { tensors[0].offset = file.bytes; }},
+      {"FILE_TRUNCATED", [](auto&, auto&, auto& tensors) { tensors[0].offset = UINT64_MAX - 63; }},
+      {"OUT_OF_MEMORY", [](auto& options, auto&, auto&) { options.blocks = INT32_MAX; }},
+      {"OUT_OF_MEMORY", [](auto& options, auto&, auto&) { options.limits.tokens = options.limits.rows = INT32_MAX; }},
   };
-  CHECK(refusal([](Package& p) { p.plan[4] = std::byte{'X'}; }) == "PLAN_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights.clear(); }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].path += "x"; }) == "FILE_MISSING");
-  CHECK(refusal([](Package& p) { p.options.weights[0].path = "/tmp"; }) == "FILE_UNREADABLE");
-  CHECK(refusal([](Package& p) { p.options.weights[0].bytes += 1; }) == "FILE_TRUNCATED");
-  CHECK(refusal([](Package& p) { p.options.weights[0].bytes -= 1; }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors.pop_back(); }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[1].tensor = 0; }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[1].tensor = 1000; }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].bytes += 64; }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = 32; }) == "PACKAGE_INVALID");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = p.options.weights[0].bytes; }) == "FILE_TRUNCATED");
-  CHECK(refusal([](Package& p) { p.options.weights[0].tensors[0].offset = UINT64_MAX - 63; }) == "FILE_TRUNCATED");
-  CHECK(refusal([](Package& p) { p.options.blocks = INT32_MAX; }) == "OUT_OF_MEMORY");
-  CHECK(refusal([](Package& p) { p.options.limits.tokens = p.options.limits.rows = INT32_MAX; }) == "OUT_OF_MEMORY");
+  for (const auto& [code, change] : cases) {
+    Package package("decoder.bin");
+    WeightFile& file = package.options.weights[0];
+    change(package.options, file, file.tensors);
+    CHECK(package.refusal() == code);
+  }
+  Package broken("decoder.bin");
+  broken.plan[4] = std::byte{'X'};
+  CHECK(broken.refusal() == "PLAN_INVALID");
   Package package("decoder.bin");
   KernelTable table = fake_table();
   table.kernels[op::attention::id] = nullptr;

@@ -87,7 +87,8 @@ void reads_a_sound_step() {
 
 void reads_an_empty_step() {
   Sample sample;
-  sample.header.tokens = sample.header.sequences = sample.header.rows = sample.header.history = sample.header.biases = 0;
+  StepHeader& h = sample.header;
+  h.tokens = h.sequences = h.rows = h.history = h.biases = 0;
   sample.header.result_logits = sample.header.result_hidden = 0;
   StepView view;
   CHECK(!sample.read(view));

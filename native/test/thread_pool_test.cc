@@ -5,8 +5,14 @@
 #include <chrono>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
+#include <string>
 #include <thread>
 #include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include "../core/step_thread.h"
 #include "check.h"
@@ -134,6 +140,36 @@ void runs_posted_jobs() {
   }
 }
 
+// With one processor for all threads, nobody polls for long for one that cannot run: forks stay cheap.
+void shares_one_processor() {
+#if defined(__linux__)
+  cpu_set_t all, one;
+  CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  const auto pin = [](const cpu_set_t& set) {
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task"))
+      sched_setaffinity(std::stoi(task.path().filename()), sizeof set, &set);
+  };
+  pin(one);
+  ThreadPool& pool = ThreadPool::shared();
+  constexpr int kForks = 3000;
+  double seconds = 0;
+  {
+    const ThreadPool::Lease lease(pool, 3);
+    std::atomic<int> ran{0};
+    const double before = processor_seconds();
+    for (int fork = 0; fork < kForks; ++fork) pool.parallel(3, 1, [&](size_t, size_t) { ++ran; });
+    seconds = processor_seconds() - before;
+    CHECK(ran == 3 * kForks);
+  }
+  pin(all);
+  std::printf("fork and join of 3 threads on one processor: %.2f us\n", seconds / kForks * 1e6);
+  CHECK(seconds / kForks < 25e-6);
+#endif
+}
+
 void print_latency() {
   ThreadPool& pool = ThreadPool::shared();
   const ThreadPool::Lease lease(pool, 2);
@@ -154,5 +190,6 @@ int main() {
   sleeps_when_idle();
   waits_for_slow_parts();
   runs_posted_jobs();
+  shares_one_processor();
   print_latency();
 }
