@@ -92,12 +92,21 @@ type Placeholders<T extends string> = T extends `${string}{${infer Name}}${infer
   : never
 export type ErrorDetails<C extends ErrorCode> = Record<Placeholders<(typeof errors)[C]['message']>, unknown>
 
+const MAX_DETAIL = 1000
+
+/** A detail as it stands in a message: one bounded line, since names in files may hold terminal escapes or be vast. */
+function shown(value: unknown): string {
+  const text = Array.isArray(value) ? value.join(', ') : String(value)
+  const short = text.length > MAX_DETAIL ? `${text.slice(0, MAX_DETAIL)}...` : text
+  return short.replace(/[\p{Cc}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)
+}
+
 /** Builds the error of `code`; placeholders without a detail stay visible, so that a gap shows. */
 export function fail<C extends ErrorCode>(code: C, details: ErrorDetails<C>, cause?: unknown): IngotError {
   const { type: ErrorType, message } = errors[code]
   const text = message.replace(/\{(\w+)\}/g, (hole, name: string) => {
     const value = (details as Record<string, unknown>)[name]
-    return value === undefined ? hole : Array.isArray(value) ? value.join(', ') : String(value)
+    return value === undefined ? hole : shown(value)
   })
   return new ErrorType(code, text, details as Record<string, unknown>, cause)
 }

@@ -130,10 +130,15 @@ describe('open refuses', () => {
     ['a backend that is not built', { backend: 'cuda' }, DeviceError, 'BACKEND_UNAVAILABLE'],
     ['an unknown instruction set', { isa: 'mmx' }, ConfigError, 'ISA_UNAVAILABLE'],
     ['more state than there is memory', { blocks: 2 ** 30 }, DeviceError, 'OUT_OF_MEMORY'],
+    ['more state than can be counted', { stateBytes: Number.MAX_SAFE_INTEGER }, DeviceError, 'OUT_OF_MEMORY'],
   ])('%s', async (_, options, type, code) => {
     const error = await open(story, options as object).catch((reason: unknown) => reason)
     expect(error).toBeInstanceOf(type)
     expect(error).toMatchObject({ code })
+  })
+
+  it.each([undefined, null, '', 7, {}])('%j as a path', async (path) => {
+    await expect(open(path as string)).rejects.toMatchObject({ code: 'OPTION_INVALID', details: { option: 'package' } })
   })
 
   it('a package whose weights changed by one bit, unless told to trust them', async () => {

@@ -89,6 +89,8 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     integrity = 'full',
     ...sizes
   } = parseOptions(openSchema, 'open', options)
+  if (typeof path !== 'string' || path === '')
+    throw fail('OPTION_INVALID', { option: 'package', expected: 'the path of a package', got: String(path) })
   const device = backendOf(backend)
   const pkg = await readPackage(path, { integrity })
   const fixed = capacity(pkg.plan, sizes, path)

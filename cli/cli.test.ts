@@ -1,6 +1,17 @@
 /** The command as a shell sees it: stdout is data, stderr is progress, exit codes 0, 1, 2. Runs the built dist/. */
-import { spawnSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  closeSync,
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -142,6 +153,42 @@ describe('ingot', () => {
     expect(ingot('run', story, 'Spell the word Rome.', '--chat', '--temperature', '0').stdout.trim()).toBe('R-o-m-e')
   })
 
+  it.skipIf(!existsSync('/dev/full'))('says on one line that stdout cannot be written', () => {
+    const full = openSync('/dev/full', 'w')
+    const main = join(root, 'dist/cli/main.js')
+    const { status, stderr } = spawnSync(process.execPath, [main, 'inspect', pkg], { stdio: ['ignore', full, 'pipe'] })
+    closeSync(full)
+    expect(status).toBe(1)
+    expect(`${stderr}`).toMatch(/^ConfigError OUTPUT_UNWRITABLE: cannot write the standard output: .*\n$/)
+  })
+
+  it('compile goes on when nobody reads its progress', async () => {
+    const path = join(folder, 'unread.ingot')
+    const main = join(root, 'dist/cli/main.js')
+    const child = spawn(process.execPath, [main, 'compile', golden, '-o', path], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    })
+    child.stderr.destroy()
+    expect(await once(child, 'exit')).toEqual([0, null])
+    expect(existsSync(path)).toBe(true)
+  })
+
+  it('compile leaves nothing when it is interrupted', async () => {
+    const place = mkdtempSync(join(folder, 'interrupted-'))
+    const args = [join(root, 'dist/cli/main.js'), 'compile', join(root, 'checkpoints/storyteller-7m')]
+    const child = spawn(process.execPath, [...args, '-o', join(place, 'x.ingot')], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    })
+    let stderr = ''
+    child.stderr.on('data', (chunk) => {
+      if (stderr === '') child.kill('SIGINT')
+      stderr += chunk
+    })
+    expect(await once(child, 'close')).toEqual([1, null])
+    expect(stderr).toContain('ABORTED')
+    expect(readdirSync(place)).toEqual([])
+  })
+
   it('doctor names the instruction set and why other backends are absent', () => {
     const { status, json } = ingot('doctor', '--json')
     expect(status).toBe(0)
@@ -155,6 +202,7 @@ describe('ingot', () => {
     ['a missing argument', ['compile']],
     ['a bad number', ['bench', pkg, '--prompt', 'many']],
     ['an unknown backend', ['run', pkg, 'x', '--backend', 'abacus']],
+    ['an unknown instruction set', ['run', pkg, 'x', '--isa', 'mmx']],
   ])('exits 2 for %s', (_, args) => {
     const { status, stdout, stderr } = ingot(...args)
     expect(status).toBe(2)
@@ -166,6 +214,7 @@ describe('ingot', () => {
     ['a missing checkpoint', ['compile', 'nowhere'], 'FILE_MISSING'],
     ['a missing package', ['run', 'nowhere.ingot', 'x'], 'FILE_MISSING'],
     ['text without a tokenizer', ['run', pkg, 'x'], 'TOKENIZER_MISSING'],
+    ['a name with a line break', ['run', 'no\nwhere', 'x'], 'FILE_MISSING'],
     ['an output that is not a package', ['compile', golden, '-o', folder], 'OUTPUT_EXISTS'],
   ])('exits 1 with one typed line for %s', (_, args, code) => {
     const { status, stderr } = ingot(...args, '--quiet')

@@ -1,7 +1,7 @@
 import { basename } from 'node:path'
 import { Command, Option } from 'commander'
 import { compile } from '../index.ts'
-import { finish, log, mebibytes, print, progress, type Shared } from './terminal.ts'
+import { finish, interruption, log, mebibytes, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
   readonly out?: string
@@ -21,6 +21,7 @@ export const compileCommand = new Command('compile')
       const result = await compile(checkpoint, {
         out,
         quantize: options.quantize,
+        signal: interruption(),
         onProgress: ({ done, total, what }) => bar(done, total, what),
       })
       const seconds = (performance.now() - start) / 1000

@@ -18,7 +18,7 @@ export const inspectCommand = new Command('inspect')
     finish(async () => {
       const { plan, planHash } = await readPackage(path, { integrity: 'structure' })
       const listing = printPlan(plan)
-      if (options.html) {
+      if (options.html !== undefined) {
         await writeFile(options.html, planReport(plan, planHash, listing)).catch((cause: Error) => {
           throw fail('OUTPUT_UNWRITABLE', { path: options.html, reason: cause.message }, cause)
         })

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Command, CommanderError } from 'commander'
 import { packageRoot } from '../abi/native.ts'
+import { fail } from '../errors.ts'
 import { benchCommand } from './bench.ts'
 import { compileCommand } from './compile.ts'
 import { diffCommand } from './diff.ts'
@@ -11,7 +12,7 @@ import { doctorCommand } from './doctor.ts'
 import { inspectCommand } from './inspect.ts'
 import { parityCommand } from './parity.ts'
 import { runCommand } from './run.ts'
-import { exits } from './terminal.ts'
+import { exits, refuse } from './terminal.ts'
 import { verifyCommand } from './verify.ts'
 
 const { version } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
@@ -40,8 +41,10 @@ for (const command of [
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(exits.done)
-  throw error
+  process.exit(refuse(fail('OUTPUT_UNWRITABLE', { path: 'the standard output', reason: error.message }, error)))
 })
+// Progress that nobody can read does not stop the work.
+process.stderr.on('error', () => {})
 
 try {
   await program.parseAsync()

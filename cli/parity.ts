@@ -3,6 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Command, Option } from 'commander'
+import { fail } from '../errors.ts'
 import { compile, open } from '../index.ts'
 import { printParity, runGolden } from '../parity/golden.ts'
 import { finish, print, progress, type Shared } from './terminal.ts'
@@ -17,7 +18,9 @@ interface Options extends Shared {
 /** Compiles a checkpoint into a temporary package; a package is used as it is. */
 async function packageOf(path: string, options: Options, work: (path: string) => Promise<boolean>): Promise<boolean> {
   if (existsSync(join(path, 'manifest.json'))) return work(path)
-  const folder = await mkdtemp(join(tmpdir(), 'ingot-parity-'))
+  const folder = await mkdtemp(join(tmpdir(), 'ingot-parity-')).catch((cause: Error) => {
+    throw fail('OUTPUT_UNWRITABLE', { path: tmpdir(), reason: cause.message }, cause)
+  })
   try {
     const bar = progress(options, 'compile')
     const result = await compile(path, {

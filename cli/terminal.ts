@@ -46,15 +46,27 @@ export function progress(shared: Shared, title: string): (done: number, total: n
   }
 }
 
+/** Says on one line of stderr why the work ended; returns the exit code. */
+export function refuse(error: IngotError): number {
+  process.stderr.write(`${error.name} ${error.code}: ${error.message}\n`)
+  const usage = ['USAGE', 'OPTION_UNKNOWN', 'OPTION_INVALID', 'BACKEND_UNKNOWN', 'ISA_UNAVAILABLE']
+  return usage.includes(error.code) ? exits.usage : exits.failed
+}
+
+/** Aborted by the first Ctrl-C or termination, so that half-written files are removed; the second ends the process. */
+export function interruption(): AbortSignal {
+  const controller = new AbortController()
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => controller.abort())
+  return controller.signal
+}
+
 /** Runs a subcommand, turns its errors into one line on stderr and its result into the exit code. */
 export async function finish(work: () => Promise<boolean | undefined>): Promise<void> {
   try {
     process.exitCode = (await work()) === false ? exits.failed : exits.done
   } catch (error) {
     if (!(error instanceof IngotError)) throw error
-    process.stderr.write(`${error.name} ${error.code}: ${error.message}\n`)
-    const usage = ['USAGE', 'OPTION_UNKNOWN', 'OPTION_INVALID', 'BACKEND_UNKNOWN']
-    process.exitCode = usage.includes(error.code) ? exits.usage : exits.failed
+    process.exitCode = refuse(error)
   }
 }
 

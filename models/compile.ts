@@ -8,7 +8,7 @@ import { type FusionChoice, fusionNames } from './compile/fuse.ts'
 import { compileCheckpoint } from './compile/index.ts'
 import { quantization } from './compile/quantize.ts'
 import { shown } from './config.ts'
-import type { MapFile } from './files.ts'
+import { isObject, type MapFile } from './files.ts'
 import { type Manifest, PLAN_FILE } from './package.ts'
 import { type Progress, writePackage } from './package-writer.ts'
 
@@ -38,18 +38,21 @@ export interface CompileResult {
 const optionNames = ['out', 'quantize', 'onProgress', 'signal', 'fusions', 'mapFile']
 
 function checkOptions(options: CompileOptions): void {
+  const expect = (option: string, expected: string, value: unknown, good: boolean) => {
+    if (value !== undefined && !good) throw fail('OPTION_INVALID', { option, expected, got: shown(value) })
+  }
+  expect('options of compile', 'an object', options, isObject(options))
+  expect('fusions', 'an object', options.fusions, isObject(options.fusions))
   const check = (where: string, given: object, known: readonly string[]) => {
     const option = Object.keys(given).find((name) => !known.includes(name))
     if (option) throw fail('OPTION_UNKNOWN', { option, where, known })
   }
   check('compile', options, optionNames)
   check('compile fusions', options.fusions ?? {}, fusionNames)
-  const expect = (option: string, expected: string, value: unknown, good: boolean) => {
-    if (value !== undefined && !good) throw fail('OPTION_INVALID', { option, expected, got: shown(value) })
-  }
-  const { out, onProgress, signal, fusions } = options
+  const { out, onProgress, signal, fusions, mapFile } = options
   expect('out', 'a path', out, typeof out === 'string' && out !== '')
   expect('onProgress', 'a function', onProgress, typeof onProgress === 'function')
+  expect('mapFile', 'a function', mapFile, typeof mapFile === 'function')
   expect('signal', 'an AbortSignal', signal, signal instanceof AbortSignal)
   for (const [name, on] of Object.entries(fusions ?? {}))
     expect(`fusions.${name}`, 'true or false', on, typeof on === 'boolean')

@@ -66,19 +66,31 @@ describe('a wrong field', () => {
     ['num_key_value_heads', 2, 'a divisor of num_attention_heads'],
     ['head_dim', 9, 'an even number'],
     ['head_dim', 0, 'an integer from 2'],
-    ['rms_norm_eps', 0, 'a finite number above 0'],
+    ['rms_norm_eps', 0, 'a float32 number above 0'],
+    ['rms_norm_eps', 1e308, 'a float32 number above 0'],
+    ['rms_norm_eps', 1e-60, 'a float32 number above 0'],
+    ['rms_norm_eps', Number.POSITIVE_INFINITY, 'got Infinity'],
+    ['rope_theta', 1e308, 'a float32 number above 1'],
     ['hidden_act', 'mish', 'one of silu'],
     ['hidden_act', 'constructor', 'one of silu'],
     ['tie_word_embeddings', 'yes', 'true or false'],
     ['max_position_embeddings', 0, 'an integer from 1'],
     ['quantization_config', { quant_method: 'gptq' }, 'no quantization_config'],
     ['architectures', [], 'a list of one'],
+    ['architectures', ['LlamaForCausalLM', 'LlamaForCausalLM'], 'a list of one'],
     ['architectures', 'LlamaForCausalLM', 'a list of one'],
   ])('%s = %j names file, field and what was expected', (field, value, expected) => {
     const call = () => parse({ ...tinyConfig, [field]: value })
     expect(call).toThrow(expect.objectContaining({ code: 'CONFIG_INVALID' }))
     expect(call).toThrow(`config.json: ${field}`)
     expect(call).toThrow(expected)
+  })
+
+  test('rope parameters that are sound alone must give finite angles together', () => {
+    const rope_scaling = { type: 'yarn', factor: 8, mscale: 1e308, mscale_all_dim: 1e-308 }
+    expect(() => parse({ ...tinyConfig, rope_scaling })).toThrow(
+      /^config\.json: rope: expected parameters whose angles float32 holds/,
+    )
   })
 
   test('an unknown architecture or dtype has its own code', () => {
@@ -104,6 +116,7 @@ describe('a wrong field', () => {
         try {
           const { rope } = parse(config)
           expect(rope.invFreq.length).toBe(rope.dim / 2)
+          expect([rope.attentionFactor, ...rope.invFreq].every(Number.isFinite)).toBe(true)
         } catch (error) {
           expect(error).toBeInstanceOf(IngotError)
         }
@@ -130,7 +143,10 @@ describe('generation settings', () => {
     expect(read({})).toMatchObject({ eos: [] })
   })
   test('a wrong one names its file', () => {
-    expect(() => read({}, { top_p: 2 })).toThrow(/^g: top_p: expected a number from 0 to 1, got 2/)
+    expect(() => read({}, { temperature: 1e300 })).toThrow(/^g: temperature: expected a float32 number/)
+    expect(() => read({}, { top_p: 2 })).toThrow(/^g: top_p: expected a number above 0, at most 1, got 2/)
+    expect(() => read({}, { top_p: 0 })).toThrow(/^g: top_p/)
+    expect(() => read({}, { min_p: -1 })).toThrow(/^g: min_p: expected a number from 0 to 1, got -1/)
     expect(() => read({ eos_token_id: 'x' })).toThrow(/^c: eos_token_id/)
   })
 })

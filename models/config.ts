@@ -14,9 +14,11 @@ export const integer = (low: number, high: number) =>
     (value) => Number.isInteger(value) && (value as number) >= low && (value as number) <= high,
     `an integer from ${low} to ${high}`,
   )
-/** A finite number above `low`. */
+/** Kernels compute in float32: what overflows or vanishes there is out of range. */
+const float32 = (value: unknown) => (typeof value === 'number' ? Math.fround(value) : Number.NaN)
+/** A number above `low` that float32 holds. */
 export const above = (low: number) =>
-  z.custom<number>((value) => Number.isFinite(value) && (value as number) > low, `a finite number above ${low}`)
+  z.custom<number>((value) => Number.isFinite(float32(value)) && float32(value) > low, `a float32 number above ${low}`)
 export const flag = z.boolean('true or false')
 export const text = z.string('a string')
 /** A field that may be absent or null; both give `value`. */
@@ -70,7 +72,12 @@ function valueAt(value: unknown, path: readonly PropertyKey[]): unknown {
 
 /** A value as short text for a message. */
 export function shown(value: unknown): string {
-  const json = value === undefined ? 'nothing' : (JSON.stringify(value) ?? String(value))
+  const json =
+    value === undefined
+      ? 'nothing'
+      : typeof value === 'number'
+        ? String(value)
+        : (JSON.stringify(value) ?? String(value))
   return json.length > 80 ? `${json.slice(0, 77)}...` : json
 }
 
@@ -181,7 +188,7 @@ const weightDtypes = ['float32', 'float16', 'bfloat16'] as const
 /** Fields that do not depend on the family. */
 const commonSchema = z.object(
   {
-    architectures: z.array(text, 'a list of one architecture name').min(1, 'a list of one architecture name'),
+    architectures: z.array(text, 'a list of one architecture name').length(1, 'a list of one architecture name'),
     dtype: text.nullish(),
     torch_dtype: text.nullish(),
   },
@@ -197,23 +204,29 @@ export function readArchitectures(config: unknown, path: string): readonly strin
   return architectures
 }
 
-const tokenId = integer(0, 2 ** 31 - 1)
+export const tokenId = integer(0, 2 ** 31 - 1)
 const tokenIds = z.union([tokenId, z.array(tokenId)], 'a token id or a list of token ids').nullish()
-const unitInterval = z
-  .custom<number>((value) => typeof value === 'number' && value >= 0 && value <= 1, 'a number from 0 to 1')
-  .nullish()
+/** What the sampling that authors advise may be; the manifest holds the same. */
+export const samplingFields = {
+  temperature: z.custom<number>(
+    (value) => Number.isFinite(float32(value)) && (value as number) >= 0,
+    'a float32 number from 0',
+  ),
+  topK: tokenId,
+  topP: z.custom<number>((value) => float32(value) > 0 && (value as number) <= 1, 'a number above 0, at most 1'),
+  minP: z.custom<number>((value) => float32(value) >= 0 && (value as number) <= 1, 'a number from 0 to 1'),
+  repetitionPenalty: above(0),
+}
 const generationSchema = z.object(
   {
     eos_token_id: tokenIds,
     bos_token_id: tokenIds,
     do_sample: flag.nullish(),
-    temperature: z
-      .custom<number>((value) => Number.isFinite(value) && (value as number) >= 0, 'a finite number from 0')
-      .nullish(),
-    top_k: integer(0, 2 ** 31 - 1).nullish(),
-    top_p: unitInterval,
-    min_p: unitInterval,
-    repetition_penalty: optionalNumber,
+    temperature: samplingFields.temperature.nullish(),
+    top_k: samplingFields.topK.nullish(),
+    top_p: samplingFields.topP.nullish(),
+    min_p: samplingFields.minP.nullish(),
+    repetition_penalty: samplingFields.repetitionPenalty.nullish(),
   },
   'an object',
 )

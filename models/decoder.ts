@@ -3,7 +3,7 @@
  * rotary positions, gated MLP. A topology composes them. All is built unfused; models/compile/fuse.ts merges.
  */
 import type { z } from 'zod'
-import { type decoderFields, headShape, readRope } from './config.ts'
+import { type decoderFields, headShape, invalid, readRope } from './config.ts'
 import type { GraphBuilder, GraphState, Value, Weight } from './graph.ts'
 import { computeRope, type Rope } from './rope.ts'
 
@@ -35,6 +35,9 @@ type DecoderFields = z.output<z.ZodObject<typeof decoderFields>> & { readonly ma
 export function readDecoder(config: DecoderFields, document: unknown, path: string) {
   const shape = headShape(config, path)
   const maxContext = config.max_position_embeddings
+  const rope = computeRope(readRope(document, maxContext, shape.headDim, path), shape.headDim, maxContext)
+  const overflow = [rope.attentionFactor, ...rope.invFreq].find((value) => !Number.isFinite(Math.fround(value)))
+  if (overflow !== undefined) throw invalid(path, 'rope', 'parameters whose angles float32 holds', overflow)
   return {
     ...shape,
     vocab: config.vocab_size,
@@ -43,7 +46,7 @@ export function readDecoder(config: DecoderFields, document: unknown, path: stri
     layers: config.num_hidden_layers,
     eps: config.rms_norm_eps,
     activation: config.hidden_act,
-    rope: computeRope(readRope(document, maxContext, shape.headDim, path), shape.headDim, maxContext),
+    rope,
     maxContext,
     tied: config.tie_word_embeddings,
   }

@@ -56,24 +56,43 @@ async function writing<T>(path: string, work: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Throws OUTPUT_EXISTS where `path` is anything but a package or nothing. */
+/** Throws OUTPUT_EXISTS where `path` is anything but a package or nothing. Another compile may replace it meanwhile. */
 async function checkOutput(path: string): Promise<void> {
-  if ((await stat(path)) && !(await isPackage(path))) throw fail('OUTPUT_EXISTS', { path })
+  for (;;) {
+    const info = await stat(path)
+    if (!info || (await isPackage(path))) return
+    if ((await stat(path))?.ino === info.ino) throw fail('OUTPUT_EXISTS', { path })
+  }
 }
 
-/** Moves the finished folder into place; an older package moves aside first and comes back if that fails. */
+/** Renames; false when an error of `codes` says that another compile was there first. */
+const moved = (from: string, to: string, ...codes: string[]) =>
+  rename(from, to).then(
+    () => true,
+    (error: unknown) => {
+      if (codes.includes(codeOf(error) ?? '')) return false
+      throw error
+    },
+  )
+
+/**
+ * Moves the finished folder into place; an older package moves aside first and comes back if that fails. Of compiles to
+ * one output that end at once, the last one stays.
+ */
 async function publish(folder: string, out: string): Promise<void> {
-  await checkOutput(out)
   const old = `${folder}.old`
-  const replaces = (await stat(out)) !== undefined
-  if (replaces) await rename(out, old)
-  try {
-    await rename(folder, out)
-  } catch (error) {
-    if (replaces) await rename(old, out)
-    throw error
+  const occupied = ['ENOTEMPTY', 'EEXIST']
+  for (let done = false; !done; ) {
+    await checkOutput(out)
+    const replaces = await moved(out, old, 'ENOENT')
+    try {
+      done = await moved(folder, out, ...occupied)
+    } catch (error) {
+      if (replaces && !(await moved(old, out, ...occupied))) await rm(old, { recursive: true, force: true })
+      throw error
+    }
+    if (replaces) await rm(old, { recursive: true, force: true })
   }
-  await rm(old, { recursive: true, force: true })
 }
 
 /** One package being written. */

@@ -172,6 +172,10 @@ describe('a changed package is refused', () => {
     ['the same file twice', resealed((m) => void m.files.push(m.files[0]!)), 'PACKAGE_INVALID'],
     ['no weights', resealed((m) => void m.files.pop()), 'PACKAGE_INVALID'],
     ['another plan hash', resealed((m) => void (m.planHash = '0'.repeat(64))), 'HASH_MISMATCH'],
+    ['another context than the plan', resealed((m) => void (m.contextTokens = 2 ** 31 - 1)), 'PACKAGE_INVALID'],
+    ['another model than the plan', resealed((m) => void (m.model = 'other')), 'PACKAGE_INVALID'],
+    ['sampling out of range', resealed((m) => Object.assign(m.generation, { topP: -5 })), 'PACKAGE_INVALID'],
+    ['half a token to keep', resealed((m) => Object.assign(m.generation, { topK: 1.5 })), 'PACKAGE_INVALID'],
     ['no package at all', newFolder(), 'FILE_MISSING'],
   ])('%s', async (_, folder, expected) => {
     await expect(structure(folder)).rejects.toMatchObject({ code: expected })
@@ -233,6 +237,29 @@ describe('compile', () => {
       })
   })
 
+  test('several at once to one output: each succeeds, one stays, nothing else', async () => {
+    const path = out()
+    for (let round = 0; round < 5; round++) {
+      const both = [undefined, 'q8', undefined, 'q8'] as const
+      await Promise.all(both.map((quantize) => compile(tinyCheckpoint(), { out: path, quantize })))
+      await readPackage(path, full)
+      expect(readdirSync(join(path, '..'))).toEqual(['x.ingot'])
+    }
+  })
+
+  test.each([
+    ['tokenizer.json', '{', 'JSON_INVALID'],
+    ['tokenizer.json', '', 'JSON_INVALID'],
+    ['tokenizer_config.json', '[]', 'CONFIG_INVALID'],
+  ])('refuses a broken %s: %j', async (name, text, expected) => {
+    const checkpoint = tinyCheckpoint()
+    writeFileSync(join(checkpoint, name), text)
+    const path = out()
+    const call = compile(checkpoint, { out: path })
+    await expect(call).rejects.toMatchObject({ code: expected, message: expect.stringContaining(name) })
+    expect(existsSync(path)).toBe(false)
+  })
+
   test('stops at once when aborted, and leaves nothing', async () => {
     const folder = newFolder()
     const path = join(folder, 'x.ingot')
@@ -284,6 +311,8 @@ describe('compile', () => {
     [{ quantize: 'q5' }, 'OPTION_INVALID'],
     [{ quantize: 'q4' }, 'QUANTIZE_UNSUPPORTED'],
     [{ out: 7 }, 'OPTION_INVALID'],
+    [{ fusions: null }, 'OPTION_INVALID'],
+    [{ mapFile: 1 }, 'OPTION_INVALID'],
     [{ signal: {} }, 'OPTION_INVALID'],
   ])('%j is refused', async (options, expected) => {
     const call = compile(tinyCheckpoint(), { out: out(), ...options } as CompileOptions)

@@ -12,7 +12,7 @@ import { fail } from '../errors.ts'
 import { planHash } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
-import { flag, integer, shown, text } from './config.ts'
+import { flag, integer, samplingFields, shown, text, tokenId } from './config.ts'
 import { hashBytes, hashFile, isObject, parseJson, readBytes, withFile } from './files.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
 
@@ -37,7 +37,6 @@ const fileName = z.custom<string>(
 )
 const fileEntry = z.strictObject({ path: fileName, bytes, sha256: sha256Text }, 'an object of path, bytes and sha256')
 const files = z.array(fileEntry, 'a list of files')
-const number = z.custom<number>(Number.isFinite, 'a finite number').nullable()
 
 /** The manifest without its own hash. */
 const contents = z.strictObject(
@@ -55,14 +54,14 @@ const contents = z.strictObject(
     /** Stop tokens and the sampling that the checkpoint's authors advise; null: not said. */
     generation: z.strictObject(
       {
-        eos: z.array(integer(0, 2 ** 31 - 1), 'a list of token ids'),
-        bos: number,
+        eos: z.array(tokenId, 'a list of token ids'),
+        bos: tokenId.nullable(),
         doSample: flag.nullable(),
-        temperature: number,
-        topK: number,
-        topP: number,
-        minP: number,
-        repetitionPenalty: number,
+        temperature: samplingFields.temperature.nullable(),
+        topK: samplingFields.topK.nullable(),
+        topP: samplingFields.topP.nullable(),
+        minP: samplingFields.minP.nullable(),
+        repetitionPenalty: samplingFields.repetitionPenalty.nullable(),
       },
       'an object',
     ),
@@ -206,6 +205,15 @@ async function readSmallFiles(path: string, manifest: Manifest): Promise<Map<str
   return contents
 }
 
+/** What the manifest says about the plan must be what the plan says. Throws PACKAGE_INVALID. */
+function checkAgreement(path: string, manifest: Manifest, plan: ExecutionPlan): void {
+  const check = (thing: string, expected: unknown, got: unknown) => {
+    if (expected !== got) throw fail('PACKAGE_INVALID', { path: join(path, MANIFEST_FILE), thing, expected, got })
+  }
+  check('model', plan.model, manifest.model)
+  check('contextTokens', plan.maxContext, manifest.contextTokens)
+}
+
 async function readManifest(path: string): Promise<Manifest> {
   const file = join(path, MANIFEST_FILE)
   return parseManifest((await readBytes(file, 'the manifest of an Ingot package')).toString('utf8'), file)
@@ -230,6 +238,7 @@ export async function readPackage(path: string, { integrity }: { readonly integr
   const hash = planHash(planBytes)
   if (hash !== manifest.planHash) throw mismatch(join(path, PLAN_FILE), manifest.planHash, hash)
   const plan = readPlan(planBytes, join(path, PLAN_FILE))
+  checkAgreement(path, manifest, plan)
   const { tensors } = await readHeader(weights)
   const optional = <K extends string>(key: K, name: string) => {
     const buffer = small.get(name)

@@ -4,8 +4,8 @@ import { planHash } from '../../plans/hash.ts'
 import type { ExecutionPlan } from '../../plans/plan.ts'
 import { writePlan } from '../../plans/write.ts'
 import { type Checkpoint, openCheckpoint } from '../checkpoint.ts'
-import { type GenerationSettings, readArchitectures, readGeneration } from '../config.ts'
-import { type MapFile, readJson, readOptional } from '../files.ts'
+import { type GenerationSettings, invalid, readArchitectures, readGeneration } from '../config.ts'
+import { isObject, type MapFile, readJson, readOptional } from '../files.ts'
 import { findTopology } from '../index.ts'
 import { type FusionChoice, fuse } from './fuse.ts'
 import { lower, type StoredWeight } from './lower.ts'
@@ -36,6 +36,15 @@ export interface CompiledCheckpoint {
 
 export const CONFIG_FILE = 'config.json'
 export const GENERATION_FILE = 'generation_config.json'
+const TOKENIZER_FILES = ['tokenizer.json', 'tokenizer_config.json']
+
+/** A package copies these unread: what is not even a JSON object fails here, not when the package is opened. */
+async function checkTokenizer(path: string): Promise<void> {
+  for (const file of TOKENIZER_FILES.map((name) => join(path, name))) {
+    const json = await readOptional(file)
+    if (json !== undefined && !isObject(json)) throw invalid(file, 'the document', 'an object', json)
+  }
+}
 
 /**
  * Compiles the checkpoint in folder `path`; weights are named, not read. Throws FILE_MISSING, FILE_TRUNCATED,
@@ -54,6 +63,7 @@ export async function compileCheckpoint(
   const parsed = topology.parse(config, configPath)
   const generationPath = join(path, GENERATION_FILE)
   const generation = readGeneration(config, configPath, await readOptional(generationPath), generationPath)
+  await checkTokenizer(path)
   const checkpoint = await openCheckpoint(path, mapFile)
 
   const unfused = await trace(topology, parsed, checkpoint, pacer)

@@ -216,7 +216,7 @@ struct Sampler {
   size_t keep(const SampleParams& p, Candidate* found, size_t n, float most, double enough, double& kept) const {
     size_t sorted = 0, size = 0;
     kept = 0;
-    while (size < n && kept < enough) {
+    while (size < n && (size == 0 || kept < enough)) {  // a subnormal top_p makes enough 0
       if (size == sorted) {
         sorted = std::min(n, std::max(size_t(64), sorted * 8));
         if (sorted < n) std::nth_element(found + size, found + sorted, found + n, Better{});

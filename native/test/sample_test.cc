@@ -80,7 +80,8 @@ int32_t choose(const Case& c) {
     double total = 0, sum = 0;
     for (int32_t id : ids) total += weight(id);
     size_t keep = 0;
-    while (keep < ids.size() && sum < double(p.top_p) * total && (!keep || weight(ids[keep]) >= double(p.min_p))) {
+    const auto more = [&] { return sum < double(p.top_p) * total && weight(ids[keep]) >= double(p.min_p); };
+    while (keep < ids.size() && (!keep || more())) {
       sum += weight(ids[keep++]);
       if (p.top_p >= 1) sum = 0;
     }
@@ -217,6 +218,14 @@ void test_degenerate() {
       cases.push_back(c);
     }
     run(cases, 40);
+  }
+  for (float top_p : {0.0f, 1e-45f}) {  // a subnormal top_p counts as 0 on a thread that flushes denormals
+    Case c;
+    c.params = defaults(5);
+    c.params.temperature = 1;
+    c.params.top_p = top_p;
+    c.logits = {1, 3, 2};
+    run({c}, 3);
   }
   Case c;  // a certain token, and one that cannot be drawn
   c.params = defaults(3);
