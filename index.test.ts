@@ -61,6 +61,17 @@ describe('a model', () => {
       expect(last.indexOf(Math.max(...last))).toBe(tokens[0])
     }))
 
+  it('never chooses a token whose bias is -Infinity, and others in the batch notice nothing', () =>
+    withModel({}, async (model) => {
+      const free = await model.generate(ids, greedy).result()
+      const logitBias = { [free.tokens[0]!]: Number.NEGATIVE_INFINITY }
+      const [barred, other] = await Promise.all(
+        [{ ...greedy, logitBias }, greedy].map((options) => model.generate(ids, options).result()),
+      )
+      expect(barred!.tokens).not.toContain(free.tokens[0])
+      expect(other!.tokens).toEqual(free.tokens)
+    }))
+
   it('runs beside others in one process with the same outputs', async () => {
     const expected = await withModel({}, (model) => model.generate(ids, greedy).result())
     const results = await Promise.all(

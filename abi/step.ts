@@ -5,6 +5,7 @@
  * tokens want logits. One ArrayBuffer holds a StepHeader, then arrays at the byte offsets that the header names; a second
  * one receives the results. Native code checks every count and offset before it runs anything.
  */
+import { fail } from '../errors.ts'
 import { TOP_LOGPROBS } from './ops/sample.ts'
 import { record } from './record.ts'
 
@@ -109,6 +110,19 @@ export interface StepLimits {
 
 const align = (bytes: number) => Math.ceil(bytes / 64) * 64
 
+/** Offsets in a buffer are u32. */
+const MAX_BYTES = 2 ** 32 - 1
+
+/** Throws OUT_OF_MEMORY. */
+function allocate(thing: string, bytes: number): ArrayBuffer {
+  if (bytes > MAX_BYTES) throw fail('OUT_OF_MEMORY', { thing, needed: bytes, available: MAX_BYTES })
+  try {
+    return new ArrayBuffer(bytes)
+  } catch (cause) {
+    throw fail('OUT_OF_MEMORY', { thing, needed: bytes, available: 'fewer' }, cause)
+  }
+}
+
 /** Typed views over one step buffer; `header` is words, see `stepHeader.word`. */
 export interface StepView {
   readonly buffer: ArrayBuffer
@@ -156,7 +170,7 @@ export function createStep(limits: StepLimits): StepView {
     offsets[name] = end
     end += align(sections[name])
   }
-  const buffer = new ArrayBuffer(end)
+  const buffer = allocate('the step buffer', end)
   const header = new Uint32Array(buffer, 0, stepHeader.bytes / 4)
   header[word.version] = STEP_VERSION
   header[word.blocks_per_sequence] = limits.blocksPerSequence
@@ -210,7 +224,7 @@ export function createResult(
   const start = align(resultHeader.bytes)
   const logits = align(start + rows * ROW_RESULT_BYTES)
   const hidden = align(logits + rows * widths.vocab * 4)
-  const buffer = new ArrayBuffer(align(hidden + rows * widths.hidden * 4))
+  const buffer = allocate('the result buffer', align(hidden + rows * widths.hidden * 4))
   const words = (rows * ROW_RESULT_BYTES) / 4
   return {
     view: {

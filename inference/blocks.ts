@@ -8,6 +8,9 @@ export class BlockPool {
   readonly total: number
   /** Holders of each block. */
   readonly refs: Uint32Array
+  /** First block that was never allocated; it and all after it are empty. */
+  #fresh = 1
+  /** Empty again. */
   readonly #empty: number[] = []
   /** In the order in which they fell idle. */
   readonly #idle = new Set<number>()
@@ -19,11 +22,10 @@ export class BlockPool {
     this.total = total
     this.refs = new Uint32Array(total)
     this.#kept = new Uint8Array(total)
-    for (let block = total - 1; block > 0; block--) this.#empty.push(block)
   }
 
   get free(): number {
-    return this.#empty.length + this.#idle.size
+    return this.total - this.#fresh + this.#empty.length + this.#idle.size
   }
   get idle(): number {
     return this.#idle.size
@@ -34,7 +36,7 @@ export class BlockPool {
 
   /** A block with one holder. The scheduler never asks for more than `free`. */
   allocate(): number {
-    const block = this.#empty.pop() ?? this.#evict()
+    const block = this.#empty.pop() ?? (this.#fresh < this.total ? this.#fresh++ : this.#evict())
     this.refs[block] = 1
     return block
   }

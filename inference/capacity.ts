@@ -29,6 +29,9 @@ export interface ModelOptions {
   preemptEvery?: number | undefined
 }
 
+/** Beyond any memory: what asks for more than this many blocks fails with OUT_OF_MEMORY. */
+const MAX_BLOCKS = 2 ** 30
+
 const count = (least: number, most: number) =>
   z.int().min(least).max(most).optional().describe(`an integer from ${least} to ${most}`)
 
@@ -40,7 +43,7 @@ export const modelShape = {
   maxRows: count(1, 2 ** 20),
   queueLimit: count(0, 2 ** 31),
   prefixCache: z.boolean().optional().describe('a boolean'),
-  blocks: count(1, 2 ** 30),
+  blocks: count(1, MAX_BLOCKS),
   stateBytes: count(1, Number.MAX_SAFE_INTEGER),
   prefillChunk: count(1, 2 ** 20),
   preemptEvery: count(1, 2 ** 31),
@@ -78,6 +81,7 @@ export function capacity(plan: ExecutionPlan, options: unknown, path: string): C
   const prefixCache = (given.prefixCache ?? true) && needs.prefixReuse
   // A full context whose blocks are all cached copies its last one before it gives the cached one back.
   const leastBlocks = blocksPerSequence + (prefixCache ? 1 : 0)
+  const enough = Math.max(maxSlots * blocksPerSequence, leastBlocks)
   return {
     contextTokens,
     maxSlots,
@@ -95,7 +99,7 @@ export function capacity(plan: ExecutionPlan, options: unknown, path: string): C
       biases: maxSlots * MAX_LOGIT_BIAS,
       copies: maxSlots,
     },
-    blocks: 1 + blockCount(given, needs, maxSlots, Math.max(maxSlots * blocksPerSequence, leastBlocks), leastBlocks),
+    blocks: 1 + Math.min(MAX_BLOCKS, blockCount(given, needs, maxSlots, enough, leastBlocks)),
     slots: 1 + maxSlots,
   }
 }

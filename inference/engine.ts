@@ -15,6 +15,7 @@ import type { Runner } from '../compute/device.ts'
 import { fail, IngotError } from '../errors.ts'
 import { BlockPool } from './blocks.ts'
 import type { Capacity } from './capacity.ts'
+import { aborted, watch } from './lifetime.ts'
 import { pack } from './pack.ts'
 import { PrefixCache } from './prefix-cache.ts'
 import { Request, type Work } from './request.ts'
@@ -110,11 +111,11 @@ export class Engine {
   submit(work: Work): Request {
     const request = new Request(this.#arrivals++, work)
     if (this.#disposed) return this.#refuse(request, fail('DISPOSED', {}))
-    if (work.signal?.aborted) return this.#refuse(request, fail('ABORTED', {}, work.signal.reason))
+    if (work.signal?.aborted) return this.#refuse(request, aborted(work.signal))
     const { queueLimit } = this.capacity
     if (this.#waiting.length >= queueLimit + this.#slots.free) throw fail('QUEUE_FULL', { limit: queueLimit })
     this.#provide(work)
-    this.#watch(request)
+    request.unwatch = watch(work, (error) => this.cancel(request, error))
     this.#waiting.push(request)
     this.#loop ??= Promise.resolve().then(() => this.#run())
     return request
@@ -367,19 +368,6 @@ export class Engine {
     request.done = true
     request.work.sink.failed(error)
     return request
-  }
-
-  /** Ends the request when its signal aborts or its deadline passes, whichever step is under way. */
-  #watch(request: Request): void {
-    const { signal, deadlineMs } = request.work
-    const abort = () => this.cancel(request, fail('ABORTED', {}, signal?.reason))
-    const expire = () => this.cancel(request, fail('DEADLINE_EXCEEDED', { milliseconds: deadlineMs }))
-    const timer = deadlineMs === undefined ? undefined : setTimeout(expire, deadlineMs)
-    signal?.addEventListener('abort', abort, { once: true })
-    request.unwatch = () => {
-      clearTimeout(timer)
-      signal?.removeEventListener('abort', abort)
-    }
   }
 
   /** Makes room in the result buffer for what `work` wants beyond tokens. */

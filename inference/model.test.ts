@@ -147,6 +147,8 @@ describe('generate', () => {
     expect(varied.tokens).not.toEqual(forced.tokens)
     const banned = await model.generate([1, 9], { ...options, logitBias: { 9: 6.5 }, repetitionPenalty: 1000 }).result()
     expect(banned.tokens).not.toContain(9)
+    const logitBias = { 8: 50, 9: Number.NEGATIVE_INFINITY }
+    expect((await model.generate([1], { ...options, logitBias }).result()).tokens).toEqual(Array(6).fill(8))
   })
 
   test('chat renders the template', async () => {
@@ -156,6 +158,7 @@ describe('generate', () => {
     const chat = await model.chat(messages, { maxTokens: 8, temperature: 0, addGenerationPrompt: true }).result()
     expect(chat.tokens).toEqual((await model.generate(prompt, { maxTokens: 8, temperature: 0 }).result()).tokens)
     await expect(model.chat([]).result()).rejects.toMatchObject({ code: 'OPTION_INVALID' })
+    expect((await model.chat(messages, null as never).result()).usage.promptTokens).toBe(chat.usage.promptTokens)
     await expect(model.chat(messages, { toolz: [] } as object).result()).rejects.toMatchObject({
       code: 'OPTION_UNKNOWN',
       details: { option: 'toolz', where: 'chat', known: expect.arrayContaining(['tools', 'maxTokens']) },
@@ -221,9 +224,11 @@ describe('bad input', () => {
     ['temperature', { temperature: Number.NaN }, 'OPTION_INVALID'],
     ['temperature', { temperature: 1e300 }, 'OPTION_INVALID'],
     ['topP', { topP: 0 }, 'OPTION_INVALID'],
+    ['topP', { topP: 1e-300 }, 'OPTION_INVALID'],
     ['topK', { topK: '5' }, 'OPTION_INVALID'],
     ['minP', { minP: 1.1 }, 'OPTION_INVALID'],
     ['repetitionPenalty', { repetitionPenalty: 0 }, 'OPTION_INVALID'],
+    ['repetitionPenalty', { repetitionPenalty: 1e-300 }, 'OPTION_INVALID'],
     ['seed', { seed: 0.5 }, 'OPTION_INVALID'],
     ['stop', { stop: '' }, 'OPTION_INVALID'],
     ['stop', { stop: ['\ud83d'] }, 'OPTION_INVALID'],
@@ -312,6 +317,7 @@ describe('capacity', () => {
     const needed = of({}).needs.bytesPerBlock
     expect(of({ stateBytes: needed * 20 }).blocks).toBe(20)
     expect(() => of({ stateBytes: needed })).toThrow(/stateBytes: expected at least/)
+    expect(of({ stateBytes: Number.MAX_SAFE_INTEGER }).blocks).toBe(1 + 2 ** 30)
   })
 
   test.each([

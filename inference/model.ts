@@ -5,6 +5,7 @@ import { type ErrorDetails, fail } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
 import type { Capacity } from './capacity.ts'
 import { Engine, type EngineStats } from './engine.ts'
+import { type Lifetime, within } from './lifetime.ts'
 import { invalid, parseOptions } from './options.ts'
 import type { Output } from './request.ts'
 import { type GenerateOptions, type GenerationDefaults, generateShape, requestShape, sampling } from './sampling.ts'
@@ -118,7 +119,7 @@ export class Model {
     return new Generation(this.#engine, async () => {
       this.#assertOpen()
       const { addGenerationPrompt, tools, variables } = parseOptions(chatSchema, 'chat', options)
-      const rest = Object.entries(options).filter(([name]) => !(name in chatShape))
+      const rest = Object.entries(options ?? {}).filter(([name]) => !(name in chatShape))
       const prompt = this.renderChat(messages, { addGenerationPrompt, tools, variables })
       return this.#prepare(prompt, Object.fromEntries(rest), 'chat', { addSpecialTokens: false })
     })
@@ -134,7 +135,10 @@ export class Model {
     return this.#template.render(messages, options)
   }
 
-  /** One unit-length vector per text: the hidden state of its last token. Throws OUTPUT_MISSING and as generate() does. */
+  /**
+   * One unit-length vector per text: the hidden state of its last token. The deadline is that of the whole list. Throws
+   * OUTPUT_MISSING and as generate() does.
+   */
   async embed(texts: string | readonly Prompt[], options?: RequestOptions): Promise<Float32Array[]> {
     this.#assertOpen()
     this.#assertOutput('hidden', 'embed')
@@ -144,13 +148,14 @@ export class Model {
     const vectors: Float32Array[] = new Array(prompts.length)
     const failure = new AbortController()
     const either = signal ? AbortSignal.any([signal, failure.signal]) : failure.signal
+    const lifetime = { signal: either, deadlineMs, since: performance.now() }
     let next = 0
     // As many at a time as can run: a long list must not fill the queue.
     const work = async () => {
       for (let index = next++; index < prompts.length; index = next++) {
-        const prompt = await this.#encode(prompts[index]!)
+        const prompt = await this.#encode(prompts[index]!, lifetime)
         const vector = new Float32Array(this.plan.hidden)
-        await this.#collect(prompt, 'hidden', { signal: either, deadlineMs }, vector)
+        await this.#collect(prompt, 'hidden', lifetime, vector)
         vectors[index] = normalize(vector)
       }
     }
@@ -167,10 +172,10 @@ export class Model {
   async logits(prompt: Prompt, options?: RequestOptions): Promise<Float32Array> {
     this.#assertOpen()
     this.#assertOutput('logits', 'logits')
-    const request = parseOptions(requestSchema, 'logits', options)
-    const ids = await this.#encode(prompt)
+    const lifetime = { ...parseOptions(requestSchema, 'logits', options), since: performance.now() }
+    const ids = await this.#encode(prompt, lifetime)
     const logits = allocate(ids.length * this.plan.vocab)
-    await this.#collect(ids, 'logits', request, logits)
+    await this.#collect(ids, 'logits', lifetime, logits)
     return logits
   }
 
@@ -213,10 +218,12 @@ export class Model {
 
   async #prepare(prompt: Prompt, options: unknown, where: string, encoding?: EncodeOptions): Promise<Prepared> {
     this.#assertOpen()
+    const since = performance.now()
     const choice = sampling(options, this.#defaults, this.plan.vocab, where)
     this.#assertOutput('tokens', where)
     if (choice.stop.length > 0) this.#requireTokenizer()
-    const ids = await this.#encode(prompt, encoding)
+    const { signal, deadlineMs } = choice
+    const ids = await this.#encode(prompt, { signal, deadlineMs, since }, encoding)
     return {
       prompt: ids,
       sampling: choice,
@@ -227,10 +234,12 @@ export class Model {
   }
 
   /** Token ids of a prompt, checked. */
-  async #encode(prompt: Prompt, options?: EncodeOptions): Promise<Int32Array> {
-    const ids = typeof prompt === 'string' ? await this.#requireTokenizer().encode(prompt, options) : prompt
+  async #encode(prompt: Prompt, lifetime: Lifetime, options?: EncodeOptions): Promise<Int32Array> {
+    const encoding = typeof prompt === 'string' && this.#requireTokenizer().encode(prompt, options)
+    const ids = encoding ? await within(lifetime, encoding) : (prompt as ArrayLike<number>)
     const { vocab, contextTokens } = this.info
-    if (typeof ids?.length !== 'number') throw invalid('prompt', 'a string or an array of token ids', prompt)
+    if (!(Number.isInteger(ids?.length) && ids.length >= 0))
+      throw invalid('prompt', 'a string or an array of token ids', prompt)
     if (ids.length === 0) throw fail('PROMPT_EMPTY', {})
     if (ids.length > contextTokens) throw fail('PROMPT_TOO_LONG', { tokens: ids.length, limit: contextTokens })
     for (let index = 0; index < ids.length; index++) {
@@ -242,7 +251,7 @@ export class Model {
   }
 
   /** Runs `prompt` and copies the rows of one output into `target`, which has room for all that are wanted. */
-  #collect(prompt: Int32Array, output: Exclude<Output, 'token'>, options: RequestOptions, target: Float32Array) {
+  #collect(prompt: Int32Array, output: Exclude<Output, 'token'>, lifetime: Lifetime, target: Float32Array) {
     const last = prompt.length - 1
     return new Promise<void>((resolve, reject) => {
       const row: Parameters<Engine['submit']>[0]['sink']['row'] = (result, at, position) => {
@@ -253,7 +262,7 @@ export class Model {
         if (position === last) resolve()
         return position === last
       }
-      this.#engine.submit({ prompt, output, maxTokens: 0, ...options, sink: { row, failed: reject } })
+      this.#engine.submit({ prompt, output, maxTokens: 0, ...lifetime, sink: { row, failed: reject } })
     })
   }
 

@@ -10,7 +10,7 @@ const word = stepHeader.word
 const words = sampleParams.bytes / 4
 
 function make(work: Partial<Work>, state: Partial<Request>): Request {
-  const request = new Request(0, { prompt: Int32Array.of(1), output: 'token', maxTokens: 8, sink, ...work })
+  const request = new Request(0, { prompt: Int32Array.of(1), output: 'token', maxTokens: 8, since: 0, sink, ...work })
   request.grow()
   return Object.assign(request, state)
 }
@@ -113,4 +113,11 @@ test('a later step leaves nothing of an earlier one in what is read', () => {
   for (const name of ['resets', 'history', 'result_logits', 'result_hidden'] as const) {
     expect(step.header[word[name]]).toBe(0)
   }
+})
+
+test('a step larger than memory is a typed error', () => {
+  const outOfMemory = expect.objectContaining({ code: 'OUT_OF_MEMORY' })
+  expect(() => createStep({ ...limits, history: 2 ** 50 })).toThrow(outOfMemory)
+  // Its offsets would not fit their words.
+  expect(() => createStep({ ...limits, history: 2 ** 30 })).toThrow(outOfMemory)
 })

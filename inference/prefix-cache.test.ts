@@ -97,3 +97,12 @@ test('a pool counts its blocks right under any use', () => {
     }),
   )
 })
+
+test('a pool of many blocks costs nothing until they are taken', () => {
+  const pool = new BlockPool(2 ** 28)
+  expect(pool.free).toBe(2 ** 28 - 1)
+  expect([pool.allocate(), pool.allocate()]).toEqual([1, 2])
+  pool.release(1)
+  expect(pool.allocate()).toBe(1)
+  expect(pool.used).toBe(2)
+})

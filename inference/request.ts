@@ -1,5 +1,6 @@
 /** One request inside the engine: what was asked, and how far it is. */
 import type { ResultView } from '../abi/step.ts'
+import type { Lifetime } from './lifetime.ts'
 import type { CachedBlock } from './prefix-cache.ts'
 import type { Sampling } from './sampling.ts'
 import type { Sequence } from './scheduler.ts'
@@ -15,15 +16,13 @@ export interface Sink {
   failed(error: unknown): void
 }
 
-export interface Work {
+export interface Work extends Lifetime {
   readonly prompt: Int32Array
   readonly output: Output
   /** Required for output 'token'. */
   readonly sampling?: Sampling | undefined
   /** Most tokens that the request adds to its prompt. */
   readonly maxTokens: number
-  readonly signal?: AbortSignal | undefined
-  readonly deadlineMs?: number | undefined
   readonly sink: Sink
 }
 

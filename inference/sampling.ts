@@ -47,7 +47,8 @@ export interface GenerateOptions {
   deadlineMs?: number | undefined
 }
 
-const float = z.number().refine((value) => Number.isFinite(Math.fround(value)))
+/** As the kernels will see it: the range holds after rounding to float32. */
+const float = z.number().overwrite(Math.fround).refine(Number.isFinite)
 const tokenId = z.int().min(0).max(0x7fffffff)
 const wellFormed = z.string().refine((text) => text.length > 0 && !/\p{Surrogate}/u.test(text))
 

@@ -128,7 +128,7 @@ export function schedule<S extends Sequence>(
   const decodes = running.filter((s) => behind(s) === 1)
   const prefills = running.filter((s) => behind(s) > 1)
   for (const s of [...decodes, ...prefills]) if (!preempted.includes(s)) advance(s)
-  if (preempted.length > 0) return { batch: [...batch.values()], admitted, preempted }
+  if (preempted.length > 0 || waiting.length === 0) return { batch: [...batch.values()], admitted, preempted }
 
   /** Blocks that running sequences still need for what they know: not to be promised twice. */
   const held = (s: S) => s.blocks.length + (batch.get(s)?.blocks ?? 0)

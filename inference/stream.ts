@@ -156,7 +156,8 @@ export class Generation implements AsyncIterable<GenerationEvent> {
       row: (result: ResultView, row: number) => this.#row(prepared, result, row),
       failed: (error: unknown) => this.#fail(error),
     }
-    this.#request = this.#engine.submit({ prompt, output: 'token', sampling, maxTokens, signal, deadlineMs, sink })
+    const lifetime = { signal, deadlineMs, since: this.#startedAt }
+    this.#request = this.#engine.submit({ prompt, output: 'token', sampling, maxTokens, ...lifetime, sink })
   }
 
   /** Takes a sampled token; true when it is the last. */

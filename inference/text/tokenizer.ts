@@ -79,25 +79,29 @@ export class Tokenizer {
    * vocabularies have, are empty.
    */
   decode(ids: ArrayLike<number>, { skipSpecialTokens = true }: DecodeOptions = {}): string {
-    const known = Array.from(ids).filter(
-      (id) => this.tokenOf(id) !== undefined && !(skipSpecialTokens && this.#special.has(id)),
-    )
-    return known.length === 0 ? '' : this.#implementation.decode(known, { clean_up_tokenization_spaces: false })
+    return this.#spell(Array.from(ids).filter((id) => this.#has(id) && !(skipSpecialTokens && this.#special.has(id))))
   }
 
   /** Decodes a stream of tokens, special ones left out. */
   detokenizer(): Detokenizer {
-    return new Detokenizer(
-      (ids) => (ids.length === 1 ? this.#decodeOne(ids[0]!) : this.decode(ids)),
-      (id) => this.#special.has(id),
-    )
+    const spell = (ids: number[]) => (ids.length === 1 ? this.#spellOne(ids[0]!) : this.#spell(ids))
+    return new Detokenizer(spell, (id) => this.#special.has(id) || !this.#has(id))
+  }
+
+  #has(id: number): boolean {
+    return this.tokenOf(id) !== undefined
+  }
+
+  /** Text of ids that all have tokens. */
+  #spell(ids: number[]): string {
+    return ids.length === 0 ? '' : this.#implementation.decode(ids, { clean_up_tokenization_spaces: false })
   }
 
   /** Every second window of a stream is one token, and few tokens make most of a text. */
-  #decodeOne(id: number): string {
+  #spellOne(id: number): string {
     const known = this.#single.get(id)
     if (known !== undefined) return known
-    const text = this.decode([id])
+    const text = this.#spell([id])
     this.#single.set(id, text)
     return text
   }

@@ -7,6 +7,8 @@
 namespace ingot {
 namespace {
 
+constexpr float kLarge = 3.4028234663852886e38f;
+
 // Collects the first fault; every check returns whether the step is still sound.
 class Checker {
  public:
@@ -152,7 +154,7 @@ class Checker {
       if (!index("history_ids", i, s.history_ids[i], bounds_.vocab)) return false;
     for (uint32_t i = 0; i < header_.biases; ++i) {
       if (!index("bias_entries", i, s.bias_entries[i].token, bounds_.vocab)) return false;
-      if (!std::isfinite(s.bias_entries[i].bias)) return refuse(at("bias_entries", i), "the bias is not finite");
+      if (!(s.bias_entries[i].bias <= kLarge)) return refuse(at("bias_entries", i), "the bias is not a number below infinity");
     }
     return true;
   }
@@ -162,7 +164,6 @@ class Checker {
     const bool sampled = p.flags & kSampleFlagSample;
     const auto slice = [](uint32_t start, uint32_t count, uint32_t end) { return uint64_t{start} + count <= end; };
     const auto within = [](float value, float low, float high) { return value >= low && value <= high; };
-    constexpr float kLarge = 3.4028234663852886e38f;
     const char* wrong = nullptr;
     if (p.flags & ~(kSampleFlagSample | kSampleFlagLogits | kSampleFlagHidden)) wrong = "flags";
     else if (!slice(p.history_start, p.history_count, header_.history)) wrong = "history_start, history_count";

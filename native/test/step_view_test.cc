@@ -58,7 +58,7 @@ struct Sample {
     p.bias_count = 2;
     header.sampling = put(std::vector<SampleParams>{p, p});
     header.history_ids = put(Ints{1, 2, 3, 99});
-    header.bias_entries = put(std::vector<BiasEntry>{{1, 2.5f}, {99, -100.f}});
+    header.bias_entries = put(std::vector<BiasEntry>{{1, 2.5f}, {99, -std::numeric_limits<float>::infinity()}});
     header.copy_pairs = put(std::vector<CopyPair>{{1, 9}});
     header.reset_slots = put(Ints{4});
     header.result_logits = 512;
@@ -147,6 +147,7 @@ void names_what_is_wrong() {
       {"step.history_ids[3]", entry(&H::history_ids, 3, 100)},
       {"step.bias_entries[1]", entry(&H::bias_entries, 2, 100)},
       {"step.bias_entries[0]", [=](Sample& s) { s.at<float>(s.header.bias_entries, 1) = nan; }},
+      {"step.bias_entries[0]", [=](Sample& s) { s.at<float>(s.header.bias_entries, 1) = infinity; }},
       {"step.copy_pairs[0]", entry(&H::copy_pairs, 1, 10)},
       {"step.reset_slots[0]", entry(&H::reset_slots, 0, 5)},
       {"step.sampling[1]", params(&P::flags, 8u)},
