@@ -1,5 +1,16 @@
 import { describe, expect, test } from 'vitest'
-import { bf16ToNumber, dtypeNames, dtypeOf, dtypes, f16ToNumber, numberToBf16, numberToF16 } from './dtypes.ts'
+import {
+  bf16ToNumber,
+  byteSize,
+  dtypeNames,
+  dtypeOf,
+  dtypes,
+  f16ToNumber,
+  numberToBf16,
+  numberToF16,
+  packInt4,
+  unpackInt4,
+} from './dtypes.ts'
 
 test('ids are frozen', () => {
   expect(Object.fromEntries(dtypeNames.map((name) => [dtypes[name].id, name]))).toEqual({
@@ -8,10 +19,22 @@ test('ids are frozen', () => {
     3: 'bf16',
     4: 'i8',
     5: 'i32',
+    6: 'i4',
   })
   for (const name of dtypeNames) expect(dtypeOf(dtypes[name].id)).toBe(name)
   expect(dtypeOf(0)).toBeUndefined()
-  expect(dtypeOf(6)).toBeUndefined()
+  expect(dtypeOf(7)).toBeUndefined()
+})
+
+test('int4: two quads lie in the halves of four bytes, every value survives', () => {
+  expect([byteSize('i4', 32), byteSize('i8', 3), byteSize('bf16', 3), byteSize('f32', 3)]).toEqual([16, 3, 6, 12])
+  const packed = new Uint8Array(4)
+  packInt4(Int8Array.of(1, 2, 3, -1, 4, 5, -8, 7), packed)
+  expect([...packed]).toEqual([0x41, 0x52, 0x83, 0x7f])
+  const all = Int8Array.from({ length: 256 }, (_, i) => (i % 16) - 8)
+  const bytes = new Uint8Array(128)
+  packInt4(all, bytes)
+  expect(unpackInt4(bytes)).toEqual(all)
 })
 
 const formats = [

@@ -1,10 +1,12 @@
 /** Element types of registers, tensors and states. Ids are written into plans: append, never renumber. */
 export const dtypes = {
-  f32: { id: 1, bytes: 4, safetensors: 'F32' },
-  f16: { id: 2, bytes: 2, safetensors: 'F16' },
-  bf16: { id: 3, bytes: 2, safetensors: 'BF16' },
-  i8: { id: 4, bytes: 1, safetensors: 'I8' },
-  i32: { id: 5, bytes: 4, safetensors: 'I32' },
+  f32: { id: 1, bits: 32, safetensors: 'F32' },
+  f16: { id: 2, bits: 16, safetensors: 'F16' },
+  bf16: { id: 3, bits: 16, safetensors: 'BF16' },
+  i8: { id: 4, bits: 8, safetensors: 'I8' },
+  i32: { id: 5, bits: 32, safetensors: 'I32' },
+  /** Two's complement, eight in four bytes: see `packInt4`. safetensors has no such type and is told of bytes. */
+  i4: { id: 6, bits: 4, safetensors: 'U8' },
 } as const
 
 export type DType = keyof typeof dtypes
@@ -13,6 +15,26 @@ export const dtypeNames = Object.keys(dtypes) as DType[]
 /** The dtype of a plan id, or undefined for an id this runtime does not know. */
 export function dtypeOf(id: number): DType | undefined {
   return dtypeNames.find((name) => dtypes[name].id === id)
+}
+
+/** Bytes of `elements` of a dtype; packed dtypes come in multiples of 8. */
+export const byteSize = (dtype: DType, elements: number): number => (elements * dtypes[dtype].bits) / 8
+
+/**
+ * Packs int4 values, a multiple of 8: byte i of each four holds value i in its low half and value i + 4 in its high
+ * half, so that a mask, and a shift and a mask, give two vectors of quads.
+ */
+export function packInt4(values: Int8Array, target: Uint8Array): void {
+  for (let from = 0, to = 0; from < values.length; from += 8)
+    for (let i = from; i < from + 4; i++) target[to++] = (values[i]! & 15) | ((values[i + 4]! & 15) << 4)
+}
+
+/** The inverse of `packInt4`. */
+export function unpackInt4(bytes: Uint8Array): Int8Array {
+  return Int8Array.from({ length: bytes.length * 2 }, (_, i) => {
+    const byte = bytes[(i >> 3) * 4 + (i & 3)]!
+    return ((i & 4 ? byte : byte << 4) << 24) >> 28
+  })
 }
 
 const scratch = new DataView(new ArrayBuffer(4))

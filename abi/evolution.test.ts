@@ -29,8 +29,8 @@ const frozenTables = {
 const structs = ['Operand', 'StateUse']
 
 const frozenIds = {
-  dtypes: { f32: 1, f16: 2, bf16: 3, i8: 4, i32: 5 },
-  layouts: { row: 0, tile16: 1, tile16x2: 2, tile16x4: 3 },
+  dtypes: { f32: 1, f16: 2, bf16: 3, i8: 4, i32: 5, i4: 6 },
+  layouts: { row: 0, tile16: 1, tile16x2: 2, tile16x4: 3, tile16x8: 4 },
   spaces: { tokens: 0, rows: 1, sequences: 2 },
   stateKinds: { paged: 1, ring: 2, fixed: 3 },
   stateAccesses: { read: 1, write: 2, readwrite: 3 },

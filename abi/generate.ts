@@ -157,9 +157,11 @@ export function generateAbiHeader(): string {
   return (
     `${banner('abi/generate.ts')}#include <cstddef>\n#include <cstdint>\n\nnamespace ingot {\n\n` +
     enumOf('DType', 'uint8_t', ids(dtypes)) +
-    `constexpr size_t dtype_bytes(DType t) { constexpr size_t bytes[] = {0, ${Object.values(dtypes)
-      .map((d) => d.bytes)
-      .join(', ')}}; return bytes[size_t(t)]; }\n` +
+    `constexpr uint64_t dtype_bits(DType t) { constexpr uint64_t bits[] = {0, ${Object.values(dtypes)
+      .map((d) => d.bits)
+      .join(', ')}}; return bits[size_t(t)]; }\n` +
+    '// Bytes of `elements` of a dtype; packed dtypes come in multiples of 8.\n' +
+    'constexpr uint64_t byte_size(DType t, uint64_t elements) { return elements * dtype_bits(t) / 8; }\n' +
     `inline constexpr uint8_t kMaxDType = ${Object.keys(dtypes).length};\n` +
     enumOf('Layout', 'uint8_t', ids(layouts)) +
     `struct LayoutDef { uint32_t rows, pack, align; };\ninline constexpr LayoutDef kLayouts[] = {${layoutTable}};\ninline constexpr uint8_t kMaxLayout = ${Object.keys(layouts).length - 1};\n` +

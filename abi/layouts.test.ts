@@ -8,9 +8,10 @@ test('ids are frozen', () => {
     [1, 'tile16'],
     [2, 'tile16x2'],
     [3, 'tile16x4'],
+    [4, 'tile16x8'],
   ])
   for (const name of layoutNames) expect(layoutOf(layouts[name].id)).toBe(name)
-  expect(layoutOf(4)).toBeUndefined()
+  expect(layoutOf(5)).toBeUndefined()
 })
 
 const shape = { rows: fc.integer({ min: 1, max: 40 }), cols: fc.integer({ min: 1, max: 80 }) }
@@ -46,4 +47,7 @@ test('row is row-major; tiles hold 16 outputs of consecutive k', () => {
   expect([0, 1, 2, 3].map((col) => elementIndex('tile16x4', 40, 2, col))).toEqual([8, 9, 10, 11])
   expect(elementIndex('tile16x4', 40, 0, 4)).toBe(64)
   expect(elementIndex('tile16x4', 40, 16, 0)).toBe(16 * 64)
+  // two quads along k
+  expect([0, 4, 7].map((col) => elementIndex('tile16x8', 40, 2, col))).toEqual([16, 20, 23])
+  expect(elementIndex('tile16x8', 40, 0, 8)).toBe(128)
 })

@@ -8,12 +8,14 @@
  */
 export const layouts = {
   row: { id: 0, rows: 1, pack: 1, align: 1 },
-  /** f32 and f16 weights, and the f16 scales of q8 (cols = groups along K). */
+  /** f32 and f16 weights, and the f16 scales of q8 and q4 (cols = groups along K). */
   tile16: { id: 1, rows: 16, pack: 1, align: 1 },
   /** bf16 weights: pairs along K, as VDPBF16PS and TDPBF16PS read them. */
   tile16x2: { id: 2, rows: 16, pack: 2, align: 32 },
   /** int8 weights: quads along K, as VPDPBUSD and TDPB*SD read them. */
   tile16x4: { id: 3, rows: 16, pack: 4, align: 32 },
+  /** int4 weights: two quads along K in the halves of four bytes (packInt4 of abi/dtypes.ts). */
+  tile16x8: { id: 4, rows: 16, pack: 8, align: 32 },
 } as const
 
 export type Layout = keyof typeof layouts
@@ -26,7 +28,7 @@ export function layoutOf(id: number): Layout | undefined {
 
 const roundUp = (value: number, multiple: number) => Math.ceil(value / multiple) * multiple
 
-/** Padded (rows, cols) of a layout; their product times the dtype's bytes is the stored size. */
+/** Padded (rows, cols) of a layout; their product is what is stored. */
 export function paddedShape(layout: Layout, rows: number, cols: number): [rows: number, cols: number] {
   const { rows: tile, align } = layouts[layout]
   return [roundUp(rows, tile), roundUp(cols, align)]

@@ -6,7 +6,7 @@ import { packageRoot } from '../abi/native.ts'
 import { compile } from '../index.ts'
 
 /** Path of the package of storyteller-7m, compiled when it is not there yet. */
-export async function storyteller(quantize: 'none' | 'q8' = 'none'): Promise<string> {
+export async function storyteller(quantize: 'none' | 'q8' | 'q4' = 'none'): Promise<string> {
   const out = join(packageRoot(), 'build', 'bench', `storyteller-7m-${quantize}.ingot`)
   if (existsSync(out)) return out
   await mkdir(join(out, '..'), { recursive: true })

@@ -66,13 +66,13 @@ const weightsBytes = ({ tensors }: ExamplePackage) =>
 const openNative = (pkg: ExamplePackage) => addon().openModel(nativeOptions(pkg, weightsBytes(pkg))) as NativeModel
 
 describe('a step', () => {
-  test.each(['f32', 'bf16', 'i8'] as const)('of %s weights agrees with the reference', async (dtype) => {
+  test.each(['f32', 'bf16', 'i8', 'i4'] as const)('of %s weights agrees with the reference', async (dtype) => {
     using pkg = examplePackage(decoderPlan(dtype))
     const reference = await run(await backends.reference.open(pkg, options))
     for (const isa of addon().machine().available) {
       const got = await runOn(pkg, { isa })
       const worst = got.logits.reduce((most, value, i) => Math.max(most, Math.abs(value - reference.logits[i]!)), 0)
-      expect(worst, isa).toBeLessThan(dtype === 'i8' ? 0.1 : 0.05)
+      expect(worst, isa).toBeLessThan(dtype === 'i8' || dtype === 'i4' ? 0.1 : 0.05)
       expect(reference.logits.some((value) => Math.abs(value) > 0.5)).toBe(true)
       if (dtype === 'f32') expect(got.tokens).toEqual(reference.tokens)
       expect(got.launches).toBe(pkg.plan.instructions.length)

@@ -3,7 +3,7 @@ import type { KernelTable } from './table.ts'
 
 const unused = { unsupported: 'no topology uses it yet; run it on the reference backend' } as const
 const float = ['f32', 'f16', 'bf16'] as const
-const matrix = [...float, 'i8'] as const
+const matrix = [...float, 'i8', 'i4'] as const
 
 export const cpuTable = {
   embed: { symbol: 'embed', version: 1, weights: matrix },

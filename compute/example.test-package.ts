@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type DType, dtypes, numberToBf16, numberToF16 } from '../abi/dtypes.ts'
+import { type DType, dtypes, numberToBf16, numberToF16, packInt4 } from '../abi/dtypes.ts'
 import { elementIndex } from '../abi/layouts.ts'
 import { createStep, type StepLimits, type StepView, sampleFlags, sampleParams, stepHeader } from '../abi/step.ts'
 import { decoderPlan } from '../plans/example.test-plan.ts'
@@ -16,6 +16,14 @@ const arrays = {
   bf16: (values: Float64Array) => Uint16Array.from(values, numberToBf16),
   i8: (values: Float64Array) => Int8Array.from(values, (value) => Math.round(value * 100)),
   i32: (values: Float64Array) => Int32Array.from(values),
+  i4: (values: Float64Array) => {
+    const packed = new Uint8Array(values.length / 2)
+    packInt4(
+      Int8Array.from(values, (value) => Math.round(value * 12)),
+      packed,
+    )
+    return packed
+  },
 } as const satisfies Record<DType, unknown>
 
 /** Deterministic values of (-1, 1), Marsaglia's xorshift32 (2003). */
@@ -30,7 +38,7 @@ export function randomValues(seed: number): () => number {
 }
 
 function storedBytes({ dtype, layout, rows, cols, bytes, name }: Tensor, random: () => number): Uint8Array {
-  const values = new Float64Array(bytes / dtypes[dtype].bytes)
+  const values = new Float64Array((bytes * 8) / dtypes[dtype].bits)
   const center = /norm/.test(name) ? 1 : 0
   for (let row = 0; row < rows; row++)
     for (let col = 0; col < cols; col++)

@@ -10,6 +10,7 @@ describe('linkGaps', () => {
   test('finds none where the table has everything', () => {
     expect(linkGaps(decoderPlan('bf16'), cpuTable)).toEqual([])
     expect(linkGaps(decoderPlan('i8'), cpuTable)).toEqual([])
+    expect(linkGaps(decoderPlan('i4'), cpuTable)).toEqual([])
     expect(linkGaps(menageriePlan(), nullTable)).toEqual([])
   })
 

@@ -10,7 +10,7 @@ const missing = (what: string, got: DType, known: readonly DType[] = []) =>
 
 function* weightsOf({ op, weights }: Instruction) {
   for (const [i, [name, { form }]] of Object.entries(opDef(op).weights).entries()) {
-    // Scales come with the int8 weight beside them: the verifier holds their dtype.
+    // Scales come with the integer weight beside them: the verifier holds their dtype.
     const tensor = name.endsWith('scales') || form === 'row' ? undefined : weights[i]
     if (tensor !== undefined) yield { name, tensor }
   }

@@ -2,7 +2,7 @@
  * The graph of macro-ops that a topology builds and the passes rewrite: frozen nodes over registers, weights and states.
  * The types of `add` come from the opcode definitions, so a misnamed operand or parameter does not compile.
  */
-import { type DType, dtypeNames, dtypes } from '../abi/dtypes.ts'
+import { type DType, dtypes } from '../abi/dtypes.ts'
 import type { OpDef, ParamsInput, Space } from '../abi/ops/define.ts'
 import { type OpName, type Ops, opDef } from '../abi/ops/index.ts'
 import { fillParams } from '../abi/param-block.ts'
@@ -30,8 +30,8 @@ export type Part =
   | { readonly tensor: string; readonly dtype: DType; readonly elements: number }
   | { readonly values: Float32Array; readonly dtype: 'f32'; readonly elements: number }
 
-/** How the stored bytes follow from the parts: as they are, as int8 values of q8, or as the f16 scales of q8. */
-export type Encoding = 'plain' | 'q8' | 'q8_scales'
+/** How the stored bytes follow from the parts: as they are, as the integers of q8 or q4, or as the f16 scales of those. */
+export type Encoding = 'plain' | 'q8' | 'q4' | 'scales'
 
 /** A weight of logical (rows, cols): its parts one after the other, row-major. */
 export interface Weight {
@@ -84,8 +84,9 @@ function present<T>(slots: Readonly<Record<string, T | undefined>> | undefined):
   return Object.freeze(Object.fromEntries(given))
 }
 
-const dtypeOfEntry = (dtype: SafetensorsDType) =>
-  dtypeNames.find((name) => name !== 'i32' && name !== 'i8' && dtypes[name].safetensors === dtype)
+/** What the weights of a checkpoint may be. */
+const floatDtypes = ['f32', 'f16', 'bf16'] as const
+const dtypeOfEntry = (dtype: SafetensorsDType) => floatDtypes.find((name) => dtypes[name].safetensors === dtype)
 
 /** The one way to build a graph. A weight is looked up in the checkpoint when it is named. */
 export class GraphBuilder {

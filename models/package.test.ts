@@ -53,7 +53,7 @@ const resealed = (edit: (manifest: Record<string, unknown> & Manifest) => void, 
 }
 
 describe('a package', () => {
-  test.each(['none', 'q8'] as const)('%s: reads back as what was compiled', async (quantize) => {
+  test.each(['none', 'q8', 'q4'] as const)('%s: reads back as what was compiled', async (quantize) => {
     const result = await compile(storyteller, { out: out(), quantize })
     const pkg = await readPackage(result.path, full)
     expect(pkg.plan).toEqual(result.plan)
@@ -309,7 +309,6 @@ describe('compile', () => {
     [{ fusions: { qvk: false } }, 'OPTION_UNKNOWN'],
     [{ fusions: { qkv: 'no' } }, 'OPTION_INVALID'],
     [{ quantize: 'q5' }, 'OPTION_INVALID'],
-    [{ quantize: 'q4' }, 'QUANTIZE_UNSUPPORTED'],
     [{ out: 7 }, 'OPTION_INVALID'],
     [{ fusions: null }, 'OPTION_INVALID'],
     [{ mapFile: 1 }, 'OPTION_INVALID'],

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { dtypes } from '../abi/dtypes.ts'
+import { byteSize, dtypes } from '../abi/dtypes.ts'
 import { paddedShape } from '../abi/layouts.ts'
 import { fail } from '../errors.ts'
 import { planHash } from '../plans/hash.ts'
@@ -47,7 +47,7 @@ const contents = z.strictObject(
     /** Model family and architecture, for people. */
     model: text,
     architecture: text,
-    quantize: z.enum(['none', 'q8'], 'none or q8'),
+    quantize: z.enum(['none', 'q8', 'q4'], 'none, q8 or q4'),
     planHash: sha256Text,
     /** Longest sequence, in tokens. */
     contextTokens: integer(1, 2 ** 31 - 1),
@@ -184,11 +184,12 @@ function matchTensors(
   return known
 }
 
-/** dtype and shape under which a tensor of the plan is stored. */
-export const storedShape = ({ dtype, layout, rows, cols }: Tensor) => ({
-  dtype: dtypes[dtype].safetensors,
-  shape: paddedShape(layout, rows, cols) as readonly number[],
-})
+/** dtype and shape under which a tensor of the plan is stored; a packed dtype counts its bytes. */
+export function storedShape({ dtype, layout, rows, cols }: Tensor): Pick<TensorEntry, 'dtype' | 'shape'> {
+  const [paddedRows, paddedCols] = paddedShape(layout, rows, cols)
+  const shape = [paddedRows, dtypes[dtype].bits < 8 ? byteSize(dtype, paddedCols) : paddedCols]
+  return { dtype: dtypes[dtype].safetensors, shape }
+}
 
 /** Small files by name, hashed. */
 async function readSmallFiles(path: string, manifest: Manifest): Promise<Map<string, Buffer>> {

@@ -16,6 +16,7 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }))
 const cases = [
   { checkpoint: 'checkpoints/storyteller-1m', quantize: 'none', vocab: 4096 },
   { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q8', vocab: 4096 },
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q4', vocab: 4096 },
   { checkpoint: 'parity/goldens/mistral', quantize: 'none', vocab: 515 },
   { checkpoint: 'parity/goldens/qwen3_f32_bias_multi_head', quantize: 'none', vocab: 131 },
   { checkpoint: 'parity/goldens/llama_f16_linear_one_kv_head', quantize: 'none', vocab: 131 },

@@ -18,6 +18,7 @@ afterAll(() => rm(folder, { recursive: true }))
 it.each([
   ['none', 350],
   ['q8', 345],
+  ['q4', 346],
 ] as const)('storyteller-7m, quantize %s, answers at least %i of 400 tasks exactly', async (quantize, least) => {
   const { path } = await compile(checkpoint, { out: join(folder, `${quantize}.ingot`), quantize })
   await using model = await open(path, { maxSlots: 32, contextTokens: 256 })

@@ -1,7 +1,7 @@
 /**
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
  * so it differs from a golden file only by what the golden file's author rounded; the CPU computes in float32 and rounds
- * further where its kernels say so: bf16 products round their inputs to bf16, q8 products quantise theirs to int8 per
+ * further where its kernels say so: bf16 products round their inputs to bf16, q8 and q4 products quantise theirs to int8 per
  * group of 32, and keys and values are kept in the checkpoint's dtype.
  */
 import type { OpName } from '../abi/ops/index.ts'
@@ -16,7 +16,7 @@ export const roundoff = {
   i8: 1 / 254,
 } as const
 
-export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8'
+export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8' | 'q4'
 /** `reference` is exact; `float` is every backend that rounds as described above. */
 export type BackendClass = 'reference' | 'float'
 
@@ -46,8 +46,20 @@ const quantised = tolerance(
   'the golden file is of the weights before q8: half a step of 1/127 of a group of 32 is 0.5 % of a weight rms, and as much again for activations; over 8 layers of 4 products 0.007 * sqrt(32) = 4 %, twice that where attention is sharp, with margin 1.3',
 )
 
+const q4 = tolerance(
+  0.9,
+  2e-2,
+  'the golden file is of the weights before q4: 8 % of a weight rms; over 8 layers of 4 products 0.08 * sqrt(32) = 45 %, twice that where attention is sharp. That judges the format; a kernel is judged by `sameWeights`',
+)
+
+/**
+ * Two backends on the same q4 package, rms of the logit errors: int8 activations in each of 4 products over 8 layers,
+ * 0.005 * sqrt(32) = 2.8 %, twice that where attention is sharp.
+ */
+export const sameWeights = 0.056
+
 export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<WeightsClass, Tolerance>>>> = {
-  reference: { f32: exact, f16: exact, bf16: exact, q8: quantised },
+  reference: { f32: exact, f16: exact, bf16: exact, q8: quantised, q4 },
   float: {
     f32: tolerance(
       5e-5,
@@ -65,6 +77,7 @@ export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<Wei
       'inputs of products and keys and values rounded to bf16: 2^-9 / sqrt(3) rms, 6 times a layer, over 8 layers 0.8 %; twice that where attention is sharp, with margin 1.5',
     ),
     q8: quantised,
+    q4,
   },
 }
 
@@ -80,6 +93,7 @@ export const backendClass = (backend: string): BackendClass => (backend === 'ref
 /** Class of a plan's weights: that of the coarsest matrix in it. */
 export function weightsClass(plan: Pick<ExecutionPlan, 'tensors'>): WeightsClass {
   const dtypes = new Set(plan.tensors.filter(({ layout }) => layout !== 'row').map(({ dtype }) => dtype))
+  if (dtypes.has('i4')) return 'q4'
   if (dtypes.has('i8')) return 'q8'
   return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') && !dtypes.has('f32') ? 'f16' : 'f32'
 }

@@ -1,5 +1,5 @@
 /** Small plans for tests, made by hand from the opcode definitions; weights exist by name and shape only. */
-import { type DType, dtypes } from '../abi/dtypes.ts'
+import { byteSize, type DType } from '../abi/dtypes.ts'
 import { type Layout, paddedShape } from '../abi/layouts.ts'
 import { evaluate, type Space, type StateKind, spaceNames } from '../abi/ops/define.ts'
 import { type OpName, opDef } from '../abi/ops/index.ts'
@@ -24,7 +24,13 @@ interface Emit {
   readonly params: Readonly<Record<string, number>>
 }
 
-const tiles: Partial<Record<DType, Layout>> = { f32: 'tile16', f16: 'tile16', bf16: 'tile16x2', i8: 'tile16x4' }
+const tiles: Partial<Record<DType, Layout>> = {
+  f32: 'tile16',
+  f16: 'tile16',
+  bf16: 'tile16x2',
+  i8: 'tile16x4',
+  i4: 'tile16x8',
+}
 
 export class Sketch {
   readonly registers: Mutable<Register>[] = []
@@ -33,7 +39,7 @@ export class Sketch {
   readonly instructions: Mutable<Instruction>[] = []
 
   register(name: string, space: Space, width: number, dtype: DType): number {
-    const stride = Math.ceil((width * dtypes[dtype].bytes) / 64) * 64
+    const stride = Math.ceil(byteSize(dtype, width) / 64) * 64
     return this.registers.push({ name, space, dtype, width, stride, offset: 0, first: 0, last: 0 }) - 1
   }
 
@@ -41,13 +47,13 @@ export class Sketch {
     const known = this.tensors.findIndex((tensor) => tensor.name === name)
     if (known >= 0) return known
     const [paddedRows, paddedCols] = paddedShape(layout, rows, cols)
-    const bytes = paddedRows * paddedCols * dtypes[dtype].bytes
+    const bytes = byteSize(dtype, paddedRows * paddedCols)
     return this.tensors.push({ name, dtype, layout, rows, cols, bytes }) - 1
   }
 
   state(name: string, kind: StateKind, dtype: DType, elements: number): number {
     const blockTokens = kind === 'fixed' ? 1 : BLOCK_TOKENS
-    const bytes = elements * dtypes[dtype].bytes * blockTokens
+    const bytes = byteSize(dtype, elements * blockTokens)
     const sizeBytes = Math.ceil(bytes / STATE_ALIGN_BYTES) * STATE_ALIGN_BYTES
     const id = this.states.length
     this.states.push({
@@ -139,12 +145,12 @@ export class Sketch {
   }
 }
 
-/** A decoder of `layers` layers, hidden 16, heads 2 of 8, one key head, vocabulary 40; int8 weights have scales. */
+/** A decoder of `layers` layers, hidden 16, heads 2 of 8, one key head, vocabulary 40; integer weights have scales. */
 export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
   const s = new Sketch()
   const [vocab, hidden, ff] = [40, 16, 24]
   const matrix = (name: string, slot = 'weight') =>
-    main === 'i8'
+    main === 'i8' || main === 'i4'
       ? { [slot]: [name, main] as const, scales: [`${name}.scales`, 'f16'] as const }
       : { [slot]: [name, main] as const }
   const norm = (x: number, label: string) =>

@@ -6,7 +6,12 @@ import { readPlan } from './read.ts'
 import { writePlan } from './write.ts'
 
 describe('whatever the bytes', () => {
-  const sound = [writePlan(decoderPlan('bf16', 1)), writePlan(decoderPlan('i8', 1)), writePlan(menageriePlan())]
+  const sound = [
+    writePlan(decoderPlan('bf16', 1)),
+    writePlan(decoderPlan('i8', 1)),
+    writePlan(decoderPlan('i4', 1)),
+    writePlan(menageriePlan()),
+  ]
   const edit = fc.record({ at: fc.nat(), byte: fc.nat(255), wide: fc.boolean() })
 
   const outcome = (bytes: Uint8Array): unknown => {

@@ -1,5 +1,5 @@
 /** A plan as text for people and for goldens: the same plan gives the same text, and nothing in it is truncated. */
-import { dtypes } from '../abi/dtypes.ts'
+import { byteSize } from '../abi/dtypes.ts'
 import { ropeStyles } from '../abi/ops/attention.ts'
 import { activations, spaceNames } from '../abi/ops/define.ts'
 import { type OpName, opDef } from '../abi/ops/index.ts'
@@ -84,7 +84,7 @@ const tensorRow = (t: Tensor): string[] => [`@${t.name}`, t.dtype, t.layout, `${
 /** "%3 tokens f32[128] +256 live 2..4": space, elements, arena offset, first and last instruction. */
 const registerText = (index: number, r: Register) =>
   `%${index} ${r.space} ${r.dtype}[${r.width}] +${r.offset} live ${r.first}..${r.last}` +
-  (r.stride === Math.ceil((r.width * dtypes[r.dtype].bytes) / 64) * 64 ? '' : ` stride ${r.stride}`)
+  (r.stride === Math.ceil(byteSize(r.dtype, r.width) / 64) * 64 ? '' : ` stride ${r.stride}`)
 
 const operandText = ({ register, column, width }: Operand, dies: boolean) =>
   `%${register}[${column}:${column + width}]${dies ? '!' : ''}`

@@ -15,7 +15,7 @@ const find = (plan: MutablePlan, label: string) => plan.instructions.find((each)
 const indexOf = (plan: MutablePlan, tensor: string) => plan.tensors.findIndex(({ name }) => name === tensor)
 
 /** A plan changed before it is written. */
-const decoder = (spoil: (plan: MutablePlan) => void, main?: 'i8') => () => {
+const decoder = (spoil: (plan: MutablePlan) => void, main?: 'i8' | 'i4') => () => {
   const plan = decoderPlan(main)
   spoil(plan)
   return writePlan(plan)
@@ -280,6 +280,15 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
       find(plan, 'layers.1.down').weights[1] = undefined
     }, 'i8'),
   ],
+  [
+    'weight-scales',
+    'int4 without scales',
+    decoder((plan) => {
+      find(plan, 'layers.1.down').weights[1] = undefined
+    }, 'i4'),
+  ],
+  ['tensor-bytes', 'a byte for each int4', decoder((plan) => void (plan.tensors[0]!.bytes *= 2), 'i4')],
+  ['tensor-type', 'int4 in the layout of int8', decoder((plan) => void (plan.tensors[0]!.layout = 'tile16x4'), 'i4')],
   [
     'weight-scales',
     'scales of bf16',

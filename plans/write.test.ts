@@ -12,6 +12,7 @@ import { writePlan } from './write.ts'
 const plans = {
   'decoder.bin': () => decoderPlan(),
   'decoder-q8.bin': () => decoderPlan('i8', 1),
+  'decoder-q4.bin': () => decoderPlan('i4', 1),
   'menagerie.bin': () => menageriePlan(),
 }
 

@@ -101,7 +101,7 @@ export const f32 = { type: 'f32' } as const
 export const defaulted = <const F extends ParamField, const D extends number>(field: F, value: D) =>
   ({ ...field, default: value }) as const
 
-/** Groups along K that share one q8 scale. */
+/** Groups along K that share one scale of q8 and q4. */
 export const QUANT_GROUP = 32
 export const groups = (param: string): Factor => ({ param, divide: QUANT_GROUP })
 

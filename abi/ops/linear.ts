@@ -1,8 +1,8 @@
 import { defaulted, f32, groups, op, u32 } from './define.ts'
 
 /**
- * out = residual + activation(x . weight^T + bias). weight is (n, k); with `scales`, weight is int8 and each group of
- * 32 along k is multiplied by its scale (q8).
+ * out = residual + activation(x . weight^T + bias). weight is (n, k); with `scales`, weight is int8 or int4 and each
+ * group of 32 along k is multiplied by its scale (q8, q4).
  */
 export const linear = op({
   id: 6,

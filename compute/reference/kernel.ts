@@ -11,7 +11,7 @@ export interface Matrix {
   readonly width: number
 }
 
-/** A stored weight, unpacked: (rows, cols) row-major. int8 weights hold their integers; see `dequantized`. */
+/** A stored weight, unpacked: (rows, cols) row-major. int8 and int4 weights hold their integers; see `dequantized`. */
 export interface Weight {
   readonly data: Float64Array
   readonly rows: number

@@ -14,7 +14,7 @@ export interface StateStore extends State {
 }
 
 export function createState(descriptor: StateDescriptor): StateStore {
-  const elements = descriptor.sizeBytes / dtypes[descriptor.dtype].bytes
+  const elements = (descriptor.sizeBytes * 8) / dtypes[descriptor.dtype].bits
   const units = new Map<number, Float64Array>()
   const unit = (index: number) => {
     const known = units.get(index)

@@ -1,13 +1,13 @@
 /** Reads stored weights and unpacks them, whatever their dtype and layout (abi/layouts.ts), to float64 row-major. */
 import { type FileHandle, open } from 'node:fs/promises'
-import { bf16ToNumber, type DType, f16ToNumber } from '../../abi/dtypes.ts'
+import { bf16ToNumber, type DType, f16ToNumber, unpackInt4 } from '../../abi/dtypes.ts'
 import { layouts, paddedShape } from '../../abi/layouts.ts'
 import { fail } from '../../errors.ts'
 import type { Tensor } from '../../plans/plan.ts'
 import type { LinkedPackage, StoredTensor } from '../device.ts'
 import type { Weight } from './kernel.ts'
 
-/** Little-endian elements of `bytes` as numbers; int8 scales are not applied. */
+/** Little-endian elements of `bytes` as numbers; scales of integers are not applied. */
 export function decodeElements(dtype: DType, bytes: Uint8Array): Float64Array {
   const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)
   switch (dtype) {
@@ -19,6 +19,8 @@ export function decodeElements(dtype: DType, bytes: Uint8Array): Float64Array {
       return Float64Array.from(new Uint16Array(buffer), bf16ToNumber)
     case 'i8':
       return Float64Array.from(new Int8Array(buffer))
+    case 'i4':
+      return Float64Array.from(unpackInt4(bytes))
     case 'i32':
       return Float64Array.from(new Int32Array(buffer))
   }

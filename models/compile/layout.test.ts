@@ -4,7 +4,8 @@ import { bf16ToNumber, type DType, f16ToNumber, numberToBf16, numberToF16 } from
 import { elementIndex, paddedShape } from '../../abi/layouts.ts'
 import { tensor, values } from '../example.test-checkpoint.ts'
 import type { Weight } from '../graph.ts'
-import { packWeights, quantizeRow, toFloat32 } from './layout.ts'
+import { integers, quantizeRow } from './integers.ts'
+import { packWeights, toFloat32 } from './layout.ts'
 import { type StoredWeight, TensorTable } from './lower.ts'
 import { Pacer } from './pacer.ts'
 
@@ -47,6 +48,7 @@ const element = {
   bf16: (data: Buffer, i: number) => bf16ToNumber(data.readUInt16LE(i * 2)),
   i8: (data: Buffer, i: number) => data.readInt8(i),
   i32: (data: Buffer, i: number) => data.readInt32LE(i * 4),
+  i4: (data: Buffer, i: number) => ((data[(i >> 3) * 4 + (i & 3)]! << (i & 4 ? 24 : 28)) | 0) >> 28,
 }
 
 const shapes = fc.record({
@@ -126,7 +128,7 @@ describe('q8', () => {
 
   const quantized = (row: number[]) => {
     const [q, s] = [new Int8Array(row.length), new Uint16Array(Math.ceil(row.length / 32))]
-    return { ok: quantizeRow(Float32Array.from(row), q, s), q: [...q], s: [...s].map(f16ToNumber) }
+    return { ok: quantizeRow('q8', Float32Array.from(row), q, s), q: [...q], s: [...s].map(f16ToNumber) }
   }
   test('rounds ties to even, with the scale that is stored', () => {
     expect(quantized([127, 0.5, 1.5, 2.5, -0.5, -1.5])).toMatchObject({
@@ -142,9 +144,64 @@ describe('q8', () => {
   test('values below the smallest scale become zero', () => {
     expect(quantized([1e-9])).toMatchObject({ ok: true, q: [0], s: [0] })
   })
-  test.each([Number.NaN, Number.POSITIVE_INFINITY, 1e7])('%s is refused', async (bad) => {
-    expect(quantized([1, bad]).ok).toBe(false)
-    const { weight, read } = weightOf('f32', [1], 32, 'q8')
+})
+
+describe('q4', () => {
+  /** Squared error of a group whose extreme is mapped to -8 and nothing else is tried. */
+  const plainError = (group: readonly number[]) => {
+    const extreme = group.reduce((most, x) => (Math.abs(x) > Math.abs(most) ? x : most), 0)
+    const scale = f16ToNumber(numberToF16(extreme / -8))
+    const q = (x: number) => (scale === 0 ? 0 : Math.max(-8, Math.min(7, Math.round(x / scale))))
+    return group.reduce((sum, x) => sum + (x - q(x) * scale) ** 2, 0)
+  }
+
+  test('values and scales lie where elementIndex says, and err no more than with the extreme at -8', async () => {
+    await fc.assert(
+      fc.asyncProperty(shapes, async ({ dtype, rows, cols }) => {
+        const { weight, exact, read } = weightOf(dtype, rows, cols, 'q4')
+        const [packed, scales] = await stored(weight, 'tiled', read)
+        expect([packed!.dtype, packed!.layout, scales!.dtype]).toEqual(['i4', 'tile16x8', 'f16'])
+        expect([packed!.data.length, scales!.data.length]).toEqual([packed!.bytes, scales!.bytes])
+        const [paddedRows, paddedCols] = paddedShape('tile16x8', weight.rows, cols)
+        expect(packed!.bytes).toBe((paddedRows * paddedCols) / 2)
+        for (let row = 0; row < weight.rows; row++)
+          for (let start = 0; start < cols; start += 32) {
+            const group = exact.slice(row * cols + start, row * cols + Math.min(start + 32, cols))
+            const scale = element.f16(scales!.data, elementIndex('tile16', scales!.cols, row, start / 32))
+            const error = group.reduce((sum, x, i) => {
+              const q = element.i4(packed!.data, elementIndex('tile16x8', cols, row, start + i))
+              return sum + (x - q * scale) ** 2
+            }, 0)
+            // What rounding the best scale to f16 may cost.
+            expect(error).toBeLessThanOrEqual(plainError(group) + 32 * (8 * scale * 2 ** -11) ** 2)
+          }
+        const padding = Array.from({ length: paddedCols - cols }, (_, i) => elementIndex('tile16x8', cols, 0, cols + i))
+        for (const index of padding) expect(element.i4(packed!.data, index)).toBe(0)
+      }),
+      { numRuns: 40 },
+    )
+  })
+  test('sixteen levels are met exactly, whatever the sign of the extreme', () => {
+    const q = new Int8Array(32)
+    const s = new Uint16Array(1)
+    for (const scale of [0.5, -0.5]) {
+      const row = Float32Array.from(q, (_, i) => ((i % 16) - 8) * scale)
+      expect(quantizeRow('q4', row, q, s)).toBe(true)
+      expect(Float32Array.from(q, (value) => value * f16ToNumber(s[0]!))).toEqual(row)
+    }
+  })
+  test('a group of zeros has scale zero', () => {
+    const q = new Int8Array(2).fill(1)
+    const s = new Uint16Array(1).fill(1)
+    expect(quantizeRow('q4', new Float32Array(2), q, s)).toBe(true)
+    expect([...q, ...s]).toEqual([0, 0, 0])
+  })
+})
+
+describe.each(['q8', 'q4'] as const)('%s', (format) => {
+  test.each([Number.NaN, Number.POSITIVE_INFINITY, 2 * integers[format].limit])('%s is refused', async (bad) => {
+    expect(quantizeRow(format, Float32Array.of(1, bad), new Int8Array(2), new Uint16Array(1))).toBe(false)
+    const { weight, read } = weightOf('f32', [1], 32, format)
     const poisoned = (name: string) => {
       const bytes = read(name).slice()
       new DataView(bytes.buffer).setFloat32(8, bad, true)

@@ -2,11 +2,12 @@
  * Bytes of stored weights: rows of the checkpoint's tensors converted, quantised and packed into the layouts of
  * abi/layouts.ts, one chunk at a time.
  */
-import { type DType, dtypes, f16ToNumber, numberToF16 } from '../../abi/dtypes.ts'
+import { byteSize, type DType, f16ToNumber, packInt4 } from '../../abi/dtypes.ts'
 import { layouts, paddedShape } from '../../abi/layouts.ts'
 import { QUANT_GROUP } from '../../abi/ops/define.ts'
 import { fail } from '../../errors.ts'
 import type { Part, Weight } from '../graph.ts'
+import { integers, quantizeRow } from './integers.ts'
 import type { StoredWeight } from './lower.ts'
 import type { Pacer } from './pacer.ts'
 
@@ -16,8 +17,6 @@ export type ReadTensor = (name: string) => Uint8Array
 /** Aim of one chunk of output. */
 const CHUNK_BYTES = 256 * 1024
 const TILE_ROWS = 16
-const F16_MAX = 65_504
-const Q8_MAX = 127
 
 let f16Table: Float32Array | undefined
 /** float32 of every f16. */
@@ -47,7 +46,7 @@ const bytesOf = (part: Part, read: ReadTensor): Uint8Array =>
 
 /** Row `r` of a weight whose parts are stacked: calls `read` once for each part, in order of rows. */
 function rowReader(weight: Weight, read: ReadTensor): (row: number) => Uint8Array {
-  const rowBytes = weight.cols * dtypes[weight.dtype].bytes
+  const rowBytes = byteSize(weight.dtype, weight.cols)
   let next = 0
   let [start, end] = [0, 0]
   let bytes: Uint8Array = new Uint8Array()
@@ -81,9 +80,9 @@ async function* packTiles(
   fill: (row: number, target: Uint8Array) => void,
 ): AsyncGenerator<Uint8Array> {
   const { layout, dtype, rows, cols } = tensor
-  const unitBytes = layouts[layout].pack * dtypes[dtype].bytes
+  const unitBytes = byteSize(dtype, layouts[layout].pack)
   const [paddedRows, paddedCols] = paddedShape(layout, rows, cols)
-  const rowBytes = paddedCols * dtypes[dtype].bytes
+  const rowBytes = byteSize(dtype, paddedCols)
   const tileBytes = TILE_ROWS * rowBytes
   const tilesPerChunk = Math.max(1, Math.floor(CHUNK_BYTES / tileBytes))
   const scratch = new Uint8Array(tileBytes)
@@ -104,34 +103,9 @@ async function* packTiles(
   }
 }
 
-/** Adding and subtracting 1.5 * 2^52 rounds a small float64 to the nearest integer, ties to even. */
-const ROUND = 6_755_399_441_055_744
-
-/**
- * Quantises one row: for each group of 32, scale = amax / 127 rounded to f16, value = x / scale rounded to nearest even
- * and clamped to [-127, 127]. `scales` receives f16 bits. False where a value or scale is not finite.
- */
-export function quantizeRow(row: Float32Array, values: Int8Array, scales: Uint16Array): boolean {
-  for (let group = 0, start = 0; start < row.length; group++, start += QUANT_GROUP) {
-    const end = Math.min(start + QUANT_GROUP, row.length)
-    let amax = 0
-    for (let i = start; i < end; i++) {
-      const magnitude = Math.abs(row[i]!)
-      if (!(magnitude <= F16_MAX * Q8_MAX)) return false
-      if (magnitude > amax) amax = magnitude
-    }
-    scales[group] = numberToF16(amax / Q8_MAX)
-    const scale = f16ToNumber(scales[group]!)
-    for (let i = start; i < end; i++) {
-      const rounded = scale === 0 ? 0 : row[i]! / scale + ROUND - ROUND
-      values[i] = rounded > Q8_MAX ? Q8_MAX : Math.max(rounded, -Q8_MAX)
-    }
-  }
-  return true
-}
-
-/** int8 values, then the scales: (rows, groups) of f16 bits are kept until the values are out. */
-async function* packQ8(
+/** Integers, then their scales: (rows, groups) of f16 bits are kept until the integers are out. */
+async function* packIntegers(
+  format: keyof typeof integers,
   stored: StoredWeight,
   scales: StoredWeight,
   read: ReadTensor,
@@ -141,15 +115,17 @@ async function* packQ8(
   const groups = scales.tensor.cols
   const bits = new Uint16Array(weight.rows * groups)
   const row = new Float32Array(weight.cols)
+  const padded = new Int8Array(groups * QUANT_GROUP)
   const rowOf = rowReader(weight, read)
   yield* packTiles(stored, pacer, (index, target) => {
     toFloat32(weight.dtype, rowOf(index), row)
-    const values = new Int8Array(target.buffer, target.byteOffset, weight.cols)
-    if (!quantizeRow(row, values, bits.subarray(index * groups, (index + 1) * groups)))
+    if (!quantizeRow(format, row, padded, bits.subarray(index * groups, (index + 1) * groups)))
       throw fail('QUANTIZE_UNSUPPORTED', {
-        quantize: 'q8',
-        reason: `row ${index} of ${weight.name} holds NaN, infinity or a magnitude above ${F16_MAX * Q8_MAX}`,
+        quantize: format,
+        reason: `row ${index} of ${weight.name} holds NaN, infinity or a magnitude above ${integers[format].limit}`,
       })
+    if (format === 'q4') packInt4(padded, target)
+    else target.set(new Uint8Array(padded.buffer))
   })
   const bytes = new Uint8Array(bits.buffer)
   yield* packTiles(scales, pacer, (index, target) => {
@@ -159,7 +135,7 @@ async function* packQ8(
 
 /** A vector or row-major matrix as float32. */
 async function* packRow({ weight }: StoredWeight, read: ReadTensor, pacer: Pacer): AsyncGenerator<Uint8Array> {
-  const size = dtypes[weight.dtype].bytes
+  const size = byteSize(weight.dtype, 1)
   const step = CHUNK_BYTES / 4
   for (const part of weight.parts) {
     const bytes = bytesOf(part, read)
@@ -184,10 +160,11 @@ export async function* packWeights(
 ): AsyncGenerator<{ readonly index: number; readonly bytes: Uint8Array }> {
   for (const [index, stored] of weights.entries()) {
     const { weight, tensor } = stored
-    if (weight.encoding === 'q8_scales') continue
-    if (weight.encoding === 'q8') {
+    const { encoding } = weight
+    if (encoding === 'scales') continue
+    if (encoding !== 'plain') {
       let left = tensor.bytes
-      for await (const bytes of packQ8(stored, weights[index + 1]!, read, pacer)) {
+      for await (const bytes of packIntegers(encoding, stored, weights[index + 1]!, read, pacer)) {
         yield { index: left > 0 ? index : index + 1, bytes }
         left -= bytes.length
       }

@@ -1,5 +1,5 @@
 /** Lowering: the graph as an ExecutionPlan. Names become indices, lifetimes are derived, registers are placed. */
-import { type DType, dtypes } from '../../abi/dtypes.ts'
+import { byteSize, type DType } from '../../abi/dtypes.ts'
 import { type Layout, paddedShape } from '../../abi/layouts.ts'
 import { evaluate } from '../../abi/ops/define.ts'
 import { opDef } from '../../abi/ops/index.ts'
@@ -10,7 +10,7 @@ import { type ExecutionPlan, type Instruction, PLAN_FORMAT, type Register, type 
 import type { Graph, Node, Weight } from '../graph.ts'
 import type { ModelShape } from '../topology.ts'
 import { place } from './place.ts'
-import { scalesOf } from './quantize.ts'
+import { isQuantized, scalesOf } from './quantize.ts'
 
 /** A tensor of the plan and where its bytes come from. */
 export interface StoredWeight {
@@ -26,12 +26,13 @@ const tiled: Readonly<Record<Exclude<DType, 'i32'>, Layout>> = {
   f16: 'tile16',
   bf16: 'tile16x2',
   i8: 'tile16x4',
+  i4: 'tile16x8',
 }
 
 /** Stored dtype and layout of a weight in a slot of `form`. */
 function storage(weight: Weight, form: 'row' | 'tiled'): { dtype: DType; layout: Layout } {
   if (form === 'row') return { dtype: 'f32', layout: 'row' }
-  const dtype = { plain: weight.dtype, q8: 'i8', q8_scales: 'f16' }[weight.encoding] as Exclude<DType, 'i32'>
+  const dtype = { plain: weight.dtype, q8: 'i8', q4: 'i4', scales: 'f16' }[weight.encoding] as Exclude<DType, 'i32'>
   return { dtype, layout: tiled[dtype] }
 }
 
@@ -50,11 +51,11 @@ export class TensorTable {
     }
     const { name, rows, cols } = weight
     const [paddedRows, paddedCols] = paddedShape(layout, rows, cols)
-    const bytes = paddedRows * paddedCols * dtypes[dtype].bytes
+    const bytes = byteSize(dtype, paddedRows * paddedCols)
     const tensor = Object.freeze({ name, dtype, layout, rows, cols, bytes })
     const index = this.stored.push({ tensor, weight }) - 1
     this.#index.set(name, index)
-    if (weight.encoding === 'q8') this.add(scalesOf(weight), 'tiled')
+    if (isQuantized(weight)) this.add(scalesOf(weight), 'tiled')
     return index
   }
 }
@@ -68,7 +69,7 @@ function describeState(node: Node, slot: string, id: number): StateDescriptor {
     name,
     kind,
     dtype,
-    sizeBytes: roundUp(evaluate(elements, node.params) * blockTokens * dtypes[dtype].bytes, STATE_ALIGN_BYTES),
+    sizeBytes: roundUp(byteSize(dtype, evaluate(elements, node.params) * blockTokens), STATE_ALIGN_BYTES),
     alignBytes: STATE_ALIGN_BYTES,
     blockTokens,
     ...capabilities[kind],
@@ -87,7 +88,7 @@ function lowerNodes(graph: Graph) {
   const renumbered = new Map<number, number>()
   const define = (node: Node, output: string): number => {
     const from = graph.registers[node.outputs[output]!]!
-    const stride = roundUp(from.width * dtypes[from.dtype].bytes, ROW_ALIGN)
+    const stride = roundUp(byteSize(from.dtype, from.width), ROW_ALIGN)
     const index = registers.push({ name: registerName(node, output), ...from, stride }) - 1
     renumbered.set(node.outputs[output]!, index)
     return index

@@ -98,7 +98,7 @@ Fault Model::allocate(const ModelOptions& options) {
 Matrix Model::matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const {
   const PlanRegister& r = plan_.registers[reg];
   std::byte* base = arenas_[size_t(r.space)].data() + r.offset * capacity(limits, r.space);
-  return {base + column * dtype_bytes(r.dtype), r.stride, 0, width, r.dtype};
+  return {base + byte_size(r.dtype, column), r.stride, 0, width, r.dtype};
 }
 
 Fault Model::bind_operations(const ModelOptions& options, const KernelTable& table) {

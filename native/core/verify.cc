@@ -10,7 +10,7 @@
 //   register-type     a register's space is known, its dtype is f32 or i32
 //   register-extent   its width is not 0, its stride and offset are multiples of 64, a row fits the stride
 //   tensor-name       a tensor has a name, which no other has
-//   tensor-type       its dtype is the one of its layout: f32 for row; f32 or f16 for tile16; bf16, i8 for tile16x2, x4
+//   tensor-type       its dtype is the one of its layout: f32 for row; f32 or f16 for tile16; bf16, i8, i4 for tile16x2, x4, x8
 //   tensor-bytes      its shape is not 0 and its bytes are those of the padded shape
 //   state-type        a state's kind is known; its dtype is f32, f16 or bf16, and f32 where a recurrence adds up in it
 //   state-unit        alignment is a power of two; a paged or ring block has kBlockTokens positions, a fixed record 1
@@ -28,7 +28,7 @@
 //   operand-width     a width is the one that the definition computes from the parameters
 //   operand-type      the register's dtype and space are the definition's; operands in `any` space share one
 //   weight-form       a tensor has the form, tiled or row, and the shape of the definition
-//   weight-scales     int8 weights have f16 scales, and only they have scales
+//   weight-scales     int8 and int4 weights have f16 scales, and only they have scales
 //   state-access      kind and access are the definition's
 //   state-size        bytes of a unit are those of the definition, rounded up to the alignment
 //   definition        each register is defined once, before it is read
@@ -105,7 +105,7 @@ PlanFault check_register(const PlanRegister& r, size_t index) {
   if (uint8_t(r.space) >= kSpaces) return refuse("register-type", at(), "unknown space %u", unsigned(r.space));
   if (r.dtype != DType::f32 && r.dtype != DType::i32)
     return refuse("register-type", at(), "dtype %u, expected f32 or i32", unsigned(r.dtype));
-  if (r.width == 0 || r.stride % 64 || r.width * uint64_t(dtype_bytes(r.dtype)) > r.stride)
+  if (r.width == 0 || r.stride % 64 || byte_size(r.dtype, r.width) > r.stride)
     return refuse("register-extent", at(), "%u elements in a stride of %u bytes", r.width, r.stride);
   if (r.offset % 64 || r.offset > kMaxBytes)
     return refuse("register-extent", at(), "offset %llu, expected a multiple of 64", (unsigned long long)r.offset);
@@ -118,6 +118,7 @@ bool layout_holds(Layout layout, DType dtype) {
     case Layout::tile16: return dtype == DType::f32 || dtype == DType::f16;
     case Layout::tile16x2: return dtype == DType::bf16;
     case Layout::tile16x4: return dtype == DType::i8;
+    case Layout::tile16x8: return dtype == DType::i4;
   }
   return false;
 }
@@ -127,9 +128,9 @@ uint64_t stored_bytes(const PlanTensor& t) {
   const LayoutDef& layout = kLayouts[size_t(t.layout)];
   const uint64_t rows = (uint64_t(t.rows) + layout.rows - 1) / layout.rows * layout.rows;
   const uint64_t cols = (uint64_t(t.cols) + layout.align - 1) / layout.align * layout.align;
-  uint64_t elements, bytes;
+  uint64_t elements, bits;
   if (__builtin_mul_overflow(rows, cols, &elements)) return UINT64_MAX;
-  return __builtin_mul_overflow(elements, uint64_t(dtype_bytes(t.dtype)), &bytes) ? UINT64_MAX : bytes;
+  return __builtin_mul_overflow(elements, dtype_bits(t.dtype), &bits) ? UINT64_MAX : bits / 8;
 }
 
 PlanFault check_tensor(const PlanTensor& t, size_t index) {
@@ -164,7 +165,7 @@ PlanFault check_state(const PlanState& s, size_t index) {
   const uint32_t tokens = s.kind == StateKind::fixed ? 1 : kBlockTokens;
   if (s.block_tokens != tokens)
     return refuse("state-unit", at(), "%u positions a unit, expected %u", s.block_tokens, tokens);
-  if (!std::has_single_bit(s.align_bytes) || s.align_bytes < dtype_bytes(s.dtype) || s.align_bytes > 4096)
+  if (!std::has_single_bit(s.align_bytes) || s.align_bytes < byte_size(s.dtype, 1) || s.align_bytes > 4096)
     return refuse("state-unit", at(), "alignment %u, expected a power of two up to 4096", s.align_bytes);
   const CapabilityDef& can = kCapabilities[kind - 1];
   if ((s.lifecycle & ~can.lifecycle) || s.rewind > can.rewind || s.fork > can.fork || s.zero_init != can.zero_init)

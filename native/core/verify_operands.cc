@@ -112,7 +112,7 @@ PlanFault check_scales(const Place& place, const OpDef& op) {
     if (slots.is_scale[i] && dtype != DType::f16)
       return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u, expected f16", unsigned(dtype));
     const bool scaled = slots.of[i] >= 0 && weights[slots.of[i]] != kNone;
-    if (scaled != (dtype == DType::i8))
+    if (scaled != (dtype == DType::i8 || dtype == DType::i4))
       return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u %s scales", unsigned(dtype),
                     scaled ? "with" : "without");
   }
@@ -140,7 +140,7 @@ PlanFault check_state_use(const Place& place, const OpDef& op, const StateDef& d
   const bool recurrence = op.id == op::ssm_scan::id || op.id == op::delta_rule::id;
   if (recurrence && state.dtype != DType::f32)
     return refuse("state-type", place.text(definition.name), "dtype %u, expected f32", unsigned(state.dtype));
-  const uint64_t unit = uint64_t(dtype_bytes(state.dtype)) * state.block_tokens, align = state.align_bytes;
+  const uint64_t unit = byte_size(state.dtype, state.block_tokens), align = state.align_bytes;
   const uint64_t elements = evaluate(definition.elements, place.instruction().params.data());
   const uint64_t bytes = elements > kMaxBytes / unit ? 0 : (elements * unit + align - 1) / align * align;
   if (bytes == 0 || state.size_bytes != bytes)

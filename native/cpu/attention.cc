@@ -47,7 +47,7 @@ struct KeyValues {
   std::byte *keys = nullptr, *values = nullptr;
   size_t kv_heads = 0, dim = 0, tokens = 0;  // dim is padded to 16; tokens of the scratch
 
-  size_t row_bytes() const { return dim * dtype_bytes(dtype); }
+  size_t row_bytes() const { return byte_size(dtype, dim); }
   std::byte* page(size_t sequence, size_t block) const {
     return state.base + size_t(step->block_table[sequence * step->blocks_per_sequence + block]) * state.size;
   }

@@ -3,13 +3,13 @@
 namespace ingot::cpu::INGOT_ISA {
 namespace {
 
-// Row `row` of a tiled matrix: element k is at first[(k / pack) * 16 * pack + k % pack].
-template <class Element>
-const Element* tiled_row(const Weight& w, size_t row) {
+// Where row `row` of a tiled matrix starts: element k is (k / pack) * 16 * pack + k % pack further.
+size_t row_start(const Weight& w, size_t row) {
   const LayoutDef& layout = kLayouts[size_t(w.layout)];
-  const size_t padded = round_up(w.cols, layout.align);
-  return w.as<Element>() + row / kLanes * kLanes * padded + row % kLanes * layout.pack;
+  return row / kLanes * kLanes * round_up(w.cols, layout.align) + row % kLanes * layout.pack;
 }
+template <class Element>
+const Element* tiled_row(const Weight& w, size_t row) { return w.as<Element>() + row_start(w, row); }
 
 void gather_tiled(const Weight& table, const Weight& scales, size_t row, float* out) {
   const size_t width = table.cols;
@@ -34,6 +34,15 @@ void gather_tiled(const Weight& table, const Weight& scales, size_t row, float* 
       const uint16_t* scale = tiled_row<uint16_t>(scales, row);
       for (size_t k = 0; k < width; ++k) {
         out[k] = float(x[k / 4 * kLanes * 4 + k % 4]) * half_to_float(scale[k / kQuantGroup * kLanes]);
+      }
+      return;
+    }
+    case DType::i4: {
+      const uint8_t* x = table.as<uint8_t>() + row_start(table, row) / 2;
+      const uint16_t* scale = tiled_row<uint16_t>(scales, row);
+      for (size_t k = 0; k < width; ++k) {
+        const int nibble = x[k / 8 * kLanes * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
+        out[k] = float((nibble ^ 8) - 8) * half_to_float(scale[k / kQuantGroup * kLanes]);
       }
       return;
     }

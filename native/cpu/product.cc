@@ -111,8 +111,9 @@ float quantize_group(const float* x, size_t count, int8_t* q, size_t stride, int
   return most / 127.0f;
 }
 
-void q8_product(const Context& context, const Matrix& x, const Weight& weight, const Weight& scales,
-                const Epilogue& epilogue, const Matrix& out) {
+template <class Weights>
+void integer_product(const Context& context, const Matrix& x, const Weight& weight, const Weight& scales,
+                     const Epilogue& epilogue, const Matrix& out) {
   const size_t groups = ceil_div(x.width, kQuantGroup), k = groups * kQuantGroup;
   int8_t* panels = context.scratch.take<int8_t>(x.rows * k);
   float* row_scales = context.scratch.take<float>(x.rows * groups);
@@ -124,11 +125,12 @@ void q8_product(const Context& context, const Matrix& x, const Weight& weight, c
         int32_t sum;
         row_scales[at] = quantize_group(x.row<float>(row + r) + begin, left < kQuantGroup ? left : kQuantGroup,
                                         panels + row * k + (g * 8 * width + r) * 4, width, sum);
-        row_offsets[at] = -kQuadOffset * sum;
+        row_offsets[at] = -Weights::kOffset * sum;
       }
     }
   });
-  const Q8Product product{panels, row_scales, row_offsets, weight.as<int8_t>(), scales.as<uint16_t>(), k};
+  const IntegerProduct<Weights> product{panels, row_scales, row_offsets, weight.as<typename Weights::Element>(),
+                                        scales.as<uint16_t>(), k};
   run_blocks(context, product, epilogue, x.rows, out);
 }
 
@@ -145,7 +147,8 @@ void product(const Context& context, const Matrix& x, const Weight& weight, cons
       if (x.rows >= kAmxRows) return amx_product(context, x, weight, epilogue, out);
 #endif
       return float_product<Bf16Weights>(context, x, weight, epilogue, out);
-    case DType::i8: return q8_product(context, x, weight, scales, epilogue, out);
+    case DType::i8: return integer_product<Int8Weights>(context, x, weight, scales, epilogue, out);
+    case DType::i4: return integer_product<Int4Weights>(context, x, weight, scales, epilogue, out);
     case DType::i32: return;  // not a weight's type
   }
 }

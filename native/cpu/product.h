@@ -13,15 +13,15 @@ struct Epilogue {
   Matrix residual = {};
 };
 
-// out = epilogue(x . weight^T). weight is (out.width, x.width) in tile16 (f32, f16), tile16x2 (bf16) or tile16x4 (int8
-// with `scales`).
+// out = epilogue(x . weight^T). weight is (out.width, x.width) in tile16 (f32, f16), tile16x2 (bf16), tile16x4 (int8)
+// or tile16x8 (int4), the integers with `scales`.
 //
 // The order of every sum is fixed, whatever the blocking, the batch, the threads and the instruction set:
 // - Float weights: each block of 32 along K is summed as its even and its odd elements, in order and fused; the two
 //   sums are added, and then added to the running sum. That is what one AMX bf16 tile product computes (Intel SDM,
 //   TDPBF16PS), so both agree bit for bit. With bf16 weights, x is rounded to bf16 first.
-// - int8 weights: x is quantised to int8 by row and group of 32 (scale = max|x| / 127); the integer sum of a group is
-//   exact, and fused into the running sum with the product of both scales.
+// - int8 and int4 weights: x is quantised to int8 by row and group of 32 (scale = max|x| / 127); the integer sum of a
+//   group is exact, and fused into the running sum with the product of both scales.
 void product(const Context&, const Matrix& x, const Weight& weight, const Weight& scales, const Epilogue&,
              const Matrix& out);
 

@@ -91,18 +91,52 @@ struct FloatProduct {
   }
 };
 
-struct Q8Product {
+// Quads 2 i + Parity of 16 outputs, plus kOffset.
+struct Int8Weights {
+  using Element = int8_t;
+  static constexpr int32_t kOffset = kQuadOffset;
+  static constexpr size_t kPerElement = 1;
+  template <int Parity>
+  static auto load(const int8_t* tile, size_t quad) { return load_quads(tile + quad * 4 * kLanes); }
+};
+struct Int4Weights {
+  using Element = uint8_t;
+  static constexpr int32_t kOffset = kNibbleOffset;
+  static constexpr size_t kPerElement = 2;
+  template <int Parity>
+  static auto load(const uint8_t* tile, size_t quad) { return load_nibbles<Parity>(tile + quad / 2 * 4 * kLanes); }
+};
+
+template <class Weights>
+struct IntegerProduct {
+  using Element = typename Weights::Element;
   const int8_t* panels;        // rows x k
   const float* row_scales;     // panels of (group, row)
-  const int32_t* row_offsets;  // panels of (group, row): -kQuadOffset times the group's sum
-  const int8_t* weight;
+  const int32_t* row_offsets;  // panels of (group, row): -kOffset times the group's sum
+  const Element* weight;
   const uint16_t* scales;
   size_t k;                    // a multiple of kQuantGroup
+  size_t tile_stride() const { return k * kLanes / Weights::kPerElement; }
+
+  // Adds quad 2 i + Parity of every row and output.
+  template <int Parity, int R, int T>
+  void step(const int8_t* a, const Element* w, size_t quad, Ints (&s)[R][T]) const {
+    decltype(Weights::template load<Parity>(w, quad)) b[T];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) b[t] = Weights::template load<Parity>(w + t * tile_stride(), quad);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const int32_t x = peek<int32_t>(a + (quad * R + r) * 4);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) s[r][t] = dot(s[r][t], b[t], x);
+    }
+  }
 
   template <int R, int T>
   void block(size_t row, size_t tile, Vec (&acc)[R][T]) const {
     const size_t groups = k / kQuantGroup;
-    const int8_t *a = panels + row * k, *w = weight + tile * k * kLanes;
+    const int8_t* a = panels + row * k;
+    const Element* w = weight + tile * tile_stride();
     const float* row_scale = row_scales + row * groups;
     const int32_t* offset = row_offsets + row * groups;
     clear(acc);
@@ -112,16 +146,9 @@ struct Q8Product {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) s[r][t] = set_int(offset[g * R + r]);
-      for (size_t quad = g * 8; quad < g * 8 + 8; ++quad) {
-        Quads b[T];
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) b[t] = load_quads(w + (t * k + quad * 4) * kLanes);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const int32_t x = peek<int32_t>(a + (quad * R + r) * 4);
-#pragma GCC unroll 4
-          for (int t = 0; t < T; ++t) s[r][t] = dot(s[r][t], b[t], x);
-        }
+      for (size_t quad = g * 8; quad < g * 8 + 8; quad += 2) {
+        step<0>(a, w, quad, s);
+        step<1>(a, w, quad + 1, s);
       }
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {

@@ -300,13 +300,22 @@ inline void store_sums(float* to, const Vec (&v)[kSums]) {
 #endif
 }
 
-// ---- int8 dot products: lane n sums four products of its own weights with four activations ----
+// ---- integer dot products: lane n sums four products of its own weights with four activations ----
+//
+// int4 weights lie as two quads in the halves of each lane's four bytes; half 0 or 1 is taken as value + 8, unsigned, so
+// a sum starts at -8 x the activations.
+inline constexpr int32_t kNibbleOffset = 8;
 
 #if defined(INGOT_VNNI)
 // The instruction takes unsigned times signed: weights are offset by 128, and a sum starts at -128 x the activations.
 inline constexpr int32_t kQuadOffset = 128;
 struct Quads { __m512i w; };
 inline Quads load_quads(const int8_t* p) { return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))}; }
+template <int Half>
+inline Quads load_nibbles(const uint8_t* p) {
+  const __m512i biased = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-120));
+  return {_mm512_and_si512(Half ? _mm512_srli_epi16(biased, 4) : biased, _mm512_set1_epi8(15))};
+}
 inline Ints dot(Ints sum, Quads w, int32_t activations) {
   return {{(IntPart)_mm512_dpbusd_epi32((__m512i)sum.p[0], w.w, _mm512_set1_epi32(activations))}};
 }
@@ -317,30 +326,53 @@ inline Quads load_quads(const int8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {{_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)}};
 }
-// |w| <= 128 times +-a <= 127, in pairs: at most 2 * 128 * 127, which 16 bits hold.
-inline __m256i dot_half(__m256i w, __m256i a) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+struct Nibbles { __m256i w[2]; };
+template <int Half>
+inline Nibbles load_nibbles(const uint8_t* p) {
+  Nibbles nibbles;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + i);
+    const __m256i biased = _mm256_xor_si256(bytes, _mm256_set1_epi8(-120));
+    nibbles.w[i] = _mm256_and_si256(Half ? _mm256_srli_epi16(biased, 4) : biased, _mm256_set1_epi8(15));
+  }
+  return nibbles;
 }
-inline Ints dot(Ints sum, Quads w, int32_t activations) {
-  const __m256i a = _mm256_set1_epi32(activations);
+// |w| <= 128 times +-a <= 127, in pairs: at most 2 * 128 * 127, which 16 bits hold.
+inline __m256i pair_sums(Quads w, int half, __m256i a) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(w.w[half]), _mm256_sign_epi8(a, w.w[half]));
+}
+inline __m256i pair_sums(Nibbles w, int half, __m256i a) { return _mm256_maddubs_epi16(w.w[half], a); }
+template <class Weights>
+inline Ints dot(Ints sum, Weights w, int32_t activations) {
+  const __m256i a = _mm256_set1_epi32(activations), ones = _mm256_set1_epi16(1);
+  const __m256i low = _mm256_madd_epi16(pair_sums(w, 0, a), ones), high = _mm256_madd_epi16(pair_sums(w, 1, a), ones);
 #if defined(INGOT_ISA_avx2)
-  return {{sum.p[0] + (IntPart)dot_half(w.w[0], a), sum.p[1] + (IntPart)dot_half(w.w[1], a)}};
+  return {{sum.p[0] + (IntPart)low, sum.p[1] + (IntPart)high}};
 #else
-  const __m512i low = _mm512_castsi256_si512(dot_half(w.w[0], a));
-  return {{sum.p[0] + (IntPart)_mm512_inserti64x4(low, dot_half(w.w[1], a), 1)}};
+  return {{sum.p[0] + (IntPart)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)}};
 #endif
 }
 #else
 inline constexpr int32_t kQuadOffset = 0;
-struct Quads { const int8_t* w; };
+struct Quads {
+  const int8_t* w;
+  int32_t operator[](size_t i) const { return w[i]; }
+};
+template <int Half>
+struct Nibbles {
+  const uint8_t* w;
+  int32_t operator[](size_t i) const { return (w[i] >> 4 * Half & 15) ^ 8; }
+};
 inline Quads load_quads(const int8_t* p) { return {p}; }
-inline Ints dot(Ints sum, Quads w, int32_t activations) {
+template <int Half>
+inline Nibbles<Half> load_nibbles(const uint8_t* p) { return {p}; }
+template <class Weights>
+inline Ints dot(Ints sum, Weights w, int32_t activations) {
   int8_t a[4];
   std::memcpy(a, &activations, 4);
   for (size_t n = 0; n < kLanes; ++n) {
-    const int8_t* q = w.w + n * 4;
-    sum.p[n / 4][n % 4] += q[0] * a[0] + q[1] * a[1] + q[2] * a[2] + q[3] * a[3];
+    const size_t q = n * 4;
+    sum.p[n / 4][n % 4] += w[q] * a[0] + w[q + 1] * a[1] + w[q + 2] * a[2] + w[q + 3] * a[3];
   }
   return sum;
 }

@@ -51,7 +51,7 @@ struct Pages {
   std::vector<std::vector<int32_t>> blocks;  // of each sequence
   size_t size;
 
-  Pages(const Case& c) : size(2 * c.params.kv_heads * kBlockTokens * padded(c) * dtype_bytes(c.dtype)) {
+  Pages(const Case& c) : size(byte_size(c.dtype, 2 * c.params.kv_heads * kBlockTokens * padded(c))) {
     std::vector<int32_t> free;
     for (size_t length : c.lengths)
       for (size_t i = 0; i < length; i += kBlockTokens) free.push_back(int32_t(free.size()) + 1);

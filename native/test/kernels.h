@@ -103,7 +103,7 @@ struct Stored {
 inline Stored pack(const std::vector<float>& values, size_t rows, size_t cols, DType dtype, Layout layout) {
   const auto [tile, pack, align] = kLayouts[size_t(layout)];
   const size_t padded = (cols + align - 1) / align * align, padded_rows = (rows + tile - 1) / tile * tile;
-  Stored s{std::vector<std::byte>(padded * padded_rows * dtype_bytes(dtype)), values, rows, cols, dtype, layout};
+  Stored s{std::vector<std::byte>(byte_size(dtype, padded * padded_rows)), values, rows, cols, dtype, layout};
   for (size_t r = 0; r < rows; ++r) {
     for (size_t c = 0; c < cols; ++c) {
       const size_t index = r / tile * tile * padded + (c / pack * tile + r % tile) * pack + c % pack;
@@ -111,6 +111,8 @@ inline Stored pack(const std::vector<float>& values, size_t rows, size_t cols, D
       const auto put = [&](auto element) { std::memcpy(&s.bytes[index * sizeof element], &element, sizeof element); };
       if (dtype == DType::f32) put(value);
       else if (dtype == DType::i8) put(int8_t(value));
+      else if (dtype == DType::i4)
+        s.bytes[index / 8 * 4 + index % 4] |= std::byte((int(value) & 15) << index % 8 / 4 * 4);
       else if (dtype == DType::bf16) put(to_bf16(value)), value = from_bf16(to_bf16(value));
       else put(to_f16(value)), value = from_f16(to_f16(value));
     }
@@ -119,12 +121,23 @@ inline Stored pack(const std::vector<float>& values, size_t rows, size_t cols, D
 }
 
 inline Layout layout_of(DType dtype) {
-  return dtype == DType::bf16 ? Layout::tile16x2 : dtype == DType::i8 ? Layout::tile16x4 : Layout::tile16;
+  switch (dtype) {
+    case DType::bf16: return Layout::tile16x2;
+    case DType::i8: return Layout::tile16x4;
+    case DType::i4: return Layout::tile16x8;
+    default: return Layout::tile16;
+  }
 }
 
+inline bool has_scales(DType dtype) { return dtype == DType::i8 || dtype == DType::i4; }
+
+inline float random_value(Random& random, DType dtype) {
+  if (dtype == DType::i8) return float(int(random.below(255)) - 127);
+  return dtype == DType::i4 ? float(int(random.below(16)) - 8) : float(random.normal());
+}
 inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtype, Layout layout) {
   std::vector<float> values(rows * cols);
-  for (float& v : values) v = dtype == DType::i8 ? float(int(random.below(255)) - 127) : float(random.normal());
+  for (float& v : values) v = random_value(random, dtype);
   return pack(values, rows, cols, dtype, layout);
 }
 inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtype) {

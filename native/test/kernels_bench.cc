@@ -25,7 +25,7 @@ double seconds(const KernelTable& table, unsigned threads, uint16_t opcode, cons
 }
 
 void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size_t m, size_t n, size_t k) {
-  const size_t bytes = n * k * dtype_bytes(dtype), scale_bytes = dtype == DType::i8 ? n * k / 32 * 2 : 0;
+  const size_t bytes = byte_size(dtype, n * k), scale_bytes = has_scales(dtype) ? n * k / 32 * 2 : 0;
   std::vector<std::byte> weight(bytes), scales(scale_bytes);
   Register x(m, k), out(m, n);
   Random random(1);
@@ -38,7 +38,7 @@ void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size
   if (scale_bytes) call.weights[1] = {scales.data(), uint32_t(n), uint32_t(k / 32), DType::f16, Layout::tile16};
   call.params = &params;
   const double s = seconds(*set.table, threads, op::linear::id, Step{}, call);
-  const char* name = dtype == DType::i8 ? "q8" : "bf16";
+  const char* name = dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16";
   const double gigabytes = double(bytes + scale_bytes) * 1e-9, gigaflops = 2e-9 * double(m * n * k);
   std::printf("  linear %-4s %4zu x %zu x %zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", name, m, n, k, s * 1e6,
               gigabytes / s, gigaflops / s);
@@ -108,7 +108,7 @@ int main(int argc, char** argv) {
   for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
     if (!set.table || (argc > 2 && std::strcmp(argv[2], set.name))) continue;
     std::printf("%s, %u threads\n", set.name, threads);
-    for (DType dtype : {DType::bf16, DType::i8}) {
+    for (DType dtype : {DType::bf16, DType::i8, DType::i4}) {
       product(set, threads, dtype, 1, 256, 256);      // in L2
       product(set, threads, dtype, 1, 16384, 8192);   // in memory
       for (size_t m : {4, 8, 64, 256}) product(set, threads, dtype, m, 2048, 2048);

@@ -6,7 +6,7 @@ using namespace ingot::test;
 
 namespace {
 
-constexpr DType kWeights[] = {DType::f32, DType::f16, DType::bf16, DType::i8};
+constexpr DType kWeights[] = {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4};
 constexpr Step kNoStep{};
 
 // One product element in the order that the kernels promise (native/cpu/product.h), for float weights.
@@ -23,8 +23,8 @@ float canonical(const float* x, const Stored& w, size_t n, bool round) {
   return sum;
 }
 
-// The same for int8 weights.
-float canonical_q8(const float* x, const Stored& w, const Stored& scales, size_t n) {
+// The same for int8 and int4 weights.
+float canonical_integer(const float* x, const Stored& w, const Stored& scales, size_t n) {
   float sum = 0;
   for (size_t k0 = 0; k0 < w.cols; k0 += 32) {
     const size_t end = std::min(k0 + 32, w.cols);
@@ -53,24 +53,24 @@ void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   if (!plain) call.inputs[op::linear::in_residual] = residual.matrix();
   call.outputs[0] = out.matrix();
   call.weights[op::linear::weight_weight] = w.weight();
-  if (dtype == DType::i8) call.weights[op::linear::weight_scales] = scales.weight();
+  if (has_scales(dtype)) call.weights[op::linear::weight_scales] = scales.weight();
   if (!plain) call.weights[op::linear::weight_bias] = bias.weight();
   call.params = &params;
   run_everywhere(op::linear::id, kNoStep, call, {&out});
 
   for (size_t r = 0; r < m; ++r) {
     for (size_t c = 0; c < n; ++c) {
-      const float sum = dtype == DType::i8 ? canonical_q8(x.row(r), w, scales, c)
+      const float sum = has_scales(dtype) ? canonical_integer(x.row(r), w, scales, c)
                                            : canonical(x.row(r), w, c, dtype == DType::bf16);
       double exact = 0, magnitude = 0;
       for (size_t i = 0; i < k; ++i) {
-        const double scale = dtype == DType::i8 ? double(scales.at(c, i / 32)) : 1;
+        const double scale = has_scales(dtype) ? double(scales.at(c, i / 32)) : 1;
         exact += double(x.row(r)[i]) * double(w.at(c, i)) * scale;
         magnitude += std::fabs(double(x.row(r)[i]) * double(w.at(c, i)) * scale);
       }
-      // bf16 rounds x to 2^-9; int8 to half a step of a group's largest
-      const double tolerance = dtype == DType::bf16 ? 0x1p-8 : dtype == DType::i8 ? 0.02 : 1e-5;
-      CHECK(near(sum, exact, magnitude * tolerance + (dtype == DType::i8 ? 0.5 : 1e-6)));
+      // bf16 rounds x to 2^-9; integer products round x to half a step of a group's largest
+      const double tolerance = dtype == DType::bf16 ? 0x1p-8 : has_scales(dtype) ? 0.02 : 1e-5;
+      CHECK(near(sum, exact, magnitude * tolerance + (has_scales(dtype) ? 0.5 : 1e-6)));
       if (plain) {
         CHECK(bits_of(out.row(r)[c]) == bits_of(sum));
       } else {
@@ -88,7 +88,7 @@ void logits_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   Call call{};
   call.inputs[op::logits::in_x] = x.matrix();
   call.weights[op::logits::weight_weight] = w.weight();
-  if (dtype == DType::i8) call.weights[op::logits::weight_scales] = scales.weight();
+  if (has_scales(dtype)) call.weights[op::logits::weight_scales] = scales.weight();
   for (const auto& [out, scale, cap] : {std::tuple{&plain, 1.0f, 0.0f}, {&capped, 0.5f, 3.0f}}) {
     const op::logits::Params params{24, 1, 0, uint32_t(n), uint32_t(k), scale, cap};
     call.outputs[0] = out->matrix();
@@ -127,7 +127,7 @@ void test_batch_invariance() {
     call.inputs[0] = x.matrix();
     call.outputs[0] = together.matrix();
     call.weights[0] = w.weight();
-    if (dtype == DType::i8) call.weights[1] = scales.weight();
+    if (has_scales(dtype)) call.weights[1] = scales.weight();
     call.params = &params;
     run_everywhere(op::linear::id, kNoStep, call, {&together});
     for (size_t r = 0; r < m; ++r) {
@@ -271,7 +271,7 @@ void test_tokens() {
       Call call{};
       call.outputs[0] = out.matrix();
       call.weights[op::embed::weight_table] = table.weight();
-      if (dtype == DType::i8) call.weights[op::embed::weight_scales] = scales.weight();
+      if (has_scales(dtype)) call.weights[op::embed::weight_scales] = scales.weight();
       call.weights[op::embed::weight_positions] = learned.weight();
       call.weights[op::embed::weight_types] = types.weight();
       call.params = &params;
@@ -279,7 +279,7 @@ void test_tokens() {
       for (size_t t = 0; t < 7; ++t)
         for (size_t c = 0; c < width; ++c) {
           const size_t id = size_t(ids[t]);
-          const float value = table.at(id, c) * (dtype == DType::i8 ? scales.at(id, c / 32) : 1.0f) * 2.5f;
+          const float value = table.at(id, c) * (has_scales(dtype) ? scales.at(id, c / 32) : 1.0f) * 2.5f;
           CHECK(out.row(t)[c] == value + learned.at(size_t(positions[t]) + 2, c) + types.at(0, c));
         }
     }

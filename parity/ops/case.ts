@@ -10,9 +10,11 @@ import type { BatchInput, SequenceInput } from '../batch.ts'
 import { ACCUMULATION, opTolerances, roundoff } from '../tolerances.ts'
 
 export type FloatDType = 'f32' | 'f16' | 'bf16'
-/** dtypes of matrices: q8 is made from float32, where K is at least one group. */
-export type MatrixDType = FloatDType | 'q8'
-export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8']
+/** dtypes of matrices: q8 and q4 are made from float32, where K is at least one group. */
+export type MatrixDType = FloatDType | 'q8' | 'q4'
+export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
+
+export const isQuantized = (dtype: MatrixDType): dtype is 'q8' | 'q4' => dtype === 'q8' || dtype === 'q4'
 
 /** A tensor of the case's checkpoint: values in [-1, 1). */
 export interface CaseTensor {
@@ -30,7 +32,7 @@ export interface OpCase {
   /** Builds the plan up to its outputs. */
   readonly build: (graph: GraphBuilder) => void
   /** Matrices are quantised when the plan is compiled. */
-  readonly quantize?: 'q8'
+  readonly quantize?: 'q8' | 'q4'
   readonly steps: readonly BatchInput[]
   /** Largest absolute error of an output. */
   readonly tolerance: number
@@ -48,7 +50,7 @@ export const rowTensor = (name: string, n: number): CaseTensor => ({ name, shape
 export const matrixTensor = (name: string, rows: number, cols: number, dtype: MatrixDType): CaseTensor => ({
   name,
   shape: [rows, cols],
-  dtype: dtype === 'q8' ? 'f32' : dtype,
+  dtype: isQuantized(dtype) ? 'f32' : dtype,
 })
 
 /** The input as consecutive column ranges of one register. */
@@ -88,10 +90,10 @@ export const countSteps: readonly BatchInput[] = [1, 2, 15, 16, 17, 33, 64].map(
 export const bound = (op: OpName, k: number, eps: number = roundoff.f32, scale = 1) =>
   opTolerances[op].c * eps * Math.sqrt(k) * scale
 
-/** What a product over K rounds its inputs to: bf16 and q8 round, float32 and f16 compute in float32. */
+/** What a product over K rounds its inputs to: bf16, q8 and q4 round, float32 and f16 compute in float32. */
 function inputRoundoff(dtype: MatrixDType, k: number): number {
   if (dtype === 'bf16') return roundoff.bf16
-  return dtype === 'q8' && k >= QUANT_GROUP ? roundoff.i8 : 0
+  return isQuantized(dtype) && k >= QUANT_GROUP ? roundoff.i8 : 0
 }
 
 /** Bound of a product over K: rounding of the inputs, and of the sum. */

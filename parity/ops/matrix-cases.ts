@@ -8,6 +8,7 @@ import {
   INPUT_ROWS,
   inputs,
   inputTensor,
+  isQuantized,
   type MatrixDType,
   matrixDTypes,
   matrixTensor,
@@ -19,7 +20,7 @@ import {
   sizes,
 } from './case.ts'
 
-const quantized = (dtype: MatrixDType) => (dtype === 'q8' ? ({ quantize: 'q8' } as const) : {})
+const quantized = (dtype: MatrixDType) => (isQuantized(dtype) ? { quantize: dtype } : {})
 
 export const embedCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) =>
   sizes.map((width): OpCase => {

@@ -89,7 +89,7 @@ export function packageCase(opCase: OpCase, folder: string): Promise<LinkedPacka
   opCase.build(builder)
   const { graph: plain } = builder.finish()
   const quantized = quantize(plain, opCase.quantize ?? 'none')
-  // The input stays exact: values that are int8 already would hide what quantising activations costs.
+  // The input stays exact: values that are integers already would hide what quantising activations costs.
   const nodes = quantized.nodes.map((node, i) => (node.label === INPUT ? plain.nodes[i]! : node))
   const graph = { ...quantized, nodes }
   const hidden = graph.outputs.hidden === undefined ? 1 : graph.registers[graph.outputs.hidden]!.width
