@@ -183,5 +183,7 @@ it('names the class of the coarsest weights', () => {
   expect(weightsClass({ tensors: [matrix('bf16'), matrix('i8'), matrix('f16')] })).toBe('q8')
   expect(weightsClass({ tensors: [matrix('i8'), matrix('i4'), matrix('f16')] })).toBe('q4')
   expect(weightsClass({ tensors: [matrix('f16'), { ...matrix('f32'), layout: 'row' }] })).toBe('f16')
+  expect(weightsClass({ tensors: [matrix('f32'), matrix('f16')] })).toBe('f16')
+  expect(weightsClass({ tensors: [matrix('f32'), matrix('f16'), matrix('bf16')] })).toBe('bf16')
   expect(weightsClass({ tensors: [matrix('f32')] })).toBe('f32')
 })

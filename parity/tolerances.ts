@@ -95,7 +95,8 @@ export function weightsClass(plan: Pick<ExecutionPlan, 'tensors'>): WeightsClass
   const dtypes = new Set(plan.tensors.filter(({ layout }) => layout !== 'row').map(({ dtype }) => dtype))
   if (dtypes.has('i4')) return 'q4'
   if (dtypes.has('i8')) return 'q8'
-  return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') && !dtypes.has('f32') ? 'f16' : 'f32'
+  // One f16 matrix among f32 ones may be the embedding, whose dtype keys and values have.
+  return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') ? 'f16' : 'f32'
 }
 
 export interface OpTolerance {

@@ -10,11 +10,14 @@ interface Rope {
   readonly attention_factor: number
 }
 
-/** Rotates one head, x[start, ...), in place, for `position`. */
+/**
+ * Rotates one head, x[start, ...), in place, for `position`. The angle is rounded to float32, as models are trained with
+ * it: at position 400 an exact one moves logits by up to 4e-4 where attention is sharp.
+ */
 function rotate(x: Float64Array, start: number, position: number, { inv_freq, style, attention_factor }: Rope): void {
   const pairs = inv_freq.cols
   for (let i = 0; i < pairs; i++) {
-    const angle = position * inv_freq.data[i]!
+    const angle = Math.fround(position * inv_freq.data[i]!)
     const [cos, sin] = [Math.cos(angle) * attention_factor, Math.sin(angle) * attention_factor]
     const first = start + (style === ropeStyles.half ? i : 2 * i)
     const second = style === ropeStyles.half ? first + pairs : first + 1
