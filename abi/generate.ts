@@ -14,6 +14,7 @@ import {
   factor,
   type OpDef,
   type ParamField,
+  QUANT_BLOCK,
   QUANT_GROUP,
   type Size,
   type StateKind,
@@ -175,7 +176,7 @@ export function generateAbiHeader(): string {
     enumOf('Router', 'uint32_t', routers) +
     enumOf('Pool', 'uint32_t', pools) +
     `inline constexpr uint32_t kSampleFlagSample = ${sampleFlags.sample}, kSampleFlagLogits = ${sampleFlags.logits}, kSampleFlagHidden = ${sampleFlags.hidden};\n` +
-    `inline constexpr uint32_t kTopLogprobs = ${TOP_LOGPROBS}, kQuantGroup = ${QUANT_GROUP}, kBlockTokens = ${BLOCK_TOKENS}, kStepVersion = ${STEP_VERSION}, kRowResultBytes = ${ROW_RESULT_BYTES};\n` +
+    `inline constexpr uint32_t kTopLogprobs = ${TOP_LOGPROBS}, kQuantBlock = ${QUANT_BLOCK}, kQuantGroup = ${QUANT_GROUP}, kBlockTokens = ${BLOCK_TOKENS}, kStepVersion = ${STEP_VERSION}, kRowResultBytes = ${ROW_RESULT_BYTES};\n` +
     `inline constexpr size_t kMaxOpcodes = ${MAX_OPCODES + 1};\n\n` +
     `// The step buffer and its results (abi/step.ts).\n` +
     [stepHeader, sampleParams, biasEntry, copyPair, resultHeader, rowResult].map(recordOf).join('') +

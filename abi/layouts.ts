@@ -8,7 +8,7 @@
  */
 export const layouts = {
   row: { id: 0, rows: 1, pack: 1, align: 1 },
-  /** f32 and f16 weights, and the f16 scales of q8 and q4 (cols = groups along K). */
+  /** f32 and f16 weights; the f16 scales of q8 and q4 (cols = blocks along K) and int8 sub-scales of q4 (groups). */
   tile16: { id: 1, rows: 16, pack: 1, align: 1 },
   /** bf16 weights: pairs along K, as VDPBF16PS and TDPBF16PS read them. */
   tile16x2: { id: 2, rows: 16, pack: 2, align: 32 },

@@ -3,16 +3,17 @@ import type { KernelTable } from './table.ts'
 
 const unused = { unsupported: 'no topology uses it yet; run it on the reference backend' } as const
 const float = ['f32', 'f16', 'bf16'] as const
-const matrix = [...float, 'i8', 'i4'] as const
+const embedded = [...float, 'i8'] as const
+const matrix = [...embedded, 'i4'] as const
 
 export const cpuTable = {
-  embed: { symbol: 'embed', version: 1, weights: matrix },
+  embed: { symbol: 'embed', version: 1, weights: embedded },
   gather_rows: { symbol: 'gather_rows', version: 1, weights: [] },
   pool: { symbol: 'pool', version: 1, weights: [] },
   rms_norm: { symbol: 'rms_norm', version: 1, weights: [] },
   layer_norm: unused,
   linear: { symbol: 'linear', version: 1, weights: matrix },
-  logits: { symbol: 'logits', version: 1, weights: matrix },
+  logits: { symbol: 'logits', version: 1, weights: embedded },
   rope: { symbol: 'rope', version: 1, weights: [] },
   attention: { symbol: 'attention', version: 1, weights: [], states: float, limits: { head_dim: 512 } },
   glu: { symbol: 'glu', version: 1, weights: [] },

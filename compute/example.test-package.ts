@@ -37,12 +37,18 @@ export function randomValues(seed: number): () => number {
   }
 }
 
+/** The value of a scale or, as a hundredth, of a sub-scale. */
+function scaling(name: string): number | undefined {
+  if (name.endsWith('sub_scales')) return 0.02
+  return name.endsWith('scales') ? 0.01 : undefined
+}
+
 function storedBytes({ dtype, layout, rows, cols, bytes, name }: Tensor, random: () => number): Uint8Array {
   const values = new Float64Array((bytes * 8) / dtypes[dtype].bits)
   const center = /norm/.test(name) ? 1 : 0
   for (let row = 0; row < rows; row++)
     for (let col = 0; col < cols; col++)
-      values[elementIndex(layout, cols, row, col)] = name.endsWith('scales') ? 0.01 : center + random() * 0.5
+      values[elementIndex(layout, cols, row, col)] = scaling(name) ?? center + random() * 0.5
   const { buffer, byteLength } = arrays[dtype](values)
   return new Uint8Array(buffer, 0, byteLength)
 }

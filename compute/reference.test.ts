@@ -121,10 +121,10 @@ describe('tokens', () => {
       [132, 244],
     ])
   })
-  it('embed applies the scale of each group of 32', () => {
-    const table = weight([Array.from({ length: 33 }, () => 4)])
-    const out = run('embed', { params: { vocab: 1, width: 33 }, weights: { table, scales: weight([[0.5, 0.25]]) } })
-    expect(out.out![0]!.slice(31)).toEqual([2, 1])
+  it('embed applies the scale of each block of 256', () => {
+    const table = weight([Array.from({ length: 257 }, () => 4)])
+    const out = run('embed', { params: { vocab: 1, width: 257 }, weights: { table, scales: weight([[0.5, 0.25]]) } })
+    expect(out.out![0]!.slice(255)).toEqual([2, 1])
   })
   it('gather_rows keeps the rows asked for, in order', () => {
     const s = step({ sequences: [sequence(3, { rows: [2] }), sequence(2, { rows: [0, 1] })] })
@@ -198,14 +198,18 @@ describe('products', () => {
       x.map((values, r) => w.map((v, n) => base[r]![n]! + Math.max(0, dotted(values, v) + bias[0]![n]!))),
     )
   })
-  it('linear multiplies each group of 32 columns by its scale', () => {
-    const q = w.map((values) => values.map((value) => Math.round(value * 127)))
+  it('linear multiplies 256 columns by their scale and 32 by their sub-scale', () => {
+    const x = noise(3, 290, 6)
+    const q = noise(5, 290, 7).map((values) => values.map((value) => Math.round(value * 7)))
     const scales = noise(5, 2, 5)
-    const exact = q.map((values, r) => values.map((value, c) => value * scales[r]![Math.floor(c / 32)]!))
+    const subScales = noise(5, 10, 8).map((values) => values.map((value) => Math.round(value * 15)))
+    const exact = q.map((values, r) =>
+      values.map((value, c) => value * subScales[r]![Math.floor(c / 32)]! * scales[r]![Math.floor(c / 256)]!),
+    )
     const out = run('linear', {
-      params: { n: 5, k: 33 },
+      params: { n: 5, k: 290 },
       inputs: { x: rowsOf(x) },
-      weights: { weight: weight(q), scales: weight(scales) },
+      weights: { weight: weight(q), scales: weight(scales), sub_scales: weight(subScales) },
     })
     close(
       out.out,

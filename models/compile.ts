@@ -15,7 +15,7 @@ import { type Progress, writePackage } from './package-writer.ts'
 export interface CompileOptions {
   /** Folder to write; default: `<name of the checkpoint>.ingot` in the working directory. */
   readonly out?: string | undefined
-  /** Weights as they are (default), or int8 or int4 in groups of 32 with f16 scales. */
+  /** Weights as they are (default), or int8 (q8) or int4 (q4) with scales (adr/0006). */
   readonly quantize?: 'none' | 'q8' | 'q4' | undefined
   readonly onProgress?: ((progress: Progress) => void) | undefined
   /** Stops the work and removes what was written. */

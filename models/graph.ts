@@ -30,8 +30,8 @@ export type Part =
   | { readonly tensor: string; readonly dtype: DType; readonly elements: number }
   | { readonly values: Float32Array; readonly dtype: 'f32'; readonly elements: number }
 
-/** How the stored bytes follow from the parts: as they are, as the integers of q8 or q4, or as the f16 scales of those. */
-export type Encoding = 'plain' | 'q8' | 'q4' | 'scales'
+/** How the stored bytes follow from the parts: as they are, as the integers of q8 or q4, or as what scales those. */
+export type Encoding = 'plain' | 'q8' | 'q4' | 'scales' | 'sub_scales'
 
 /** A weight of logical (rows, cols): its parts one after the other, row-major. */
 export interface Weight {

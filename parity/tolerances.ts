@@ -2,7 +2,7 @@
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
  * so it differs from a golden file only by what the golden file's author rounded; the CPU computes in float32 and rounds
  * further where its kernels say so: bf16 products round their inputs to bf16, q8 and q4 products quantise theirs to int8 per
- * group of 32, and keys and values are kept in the checkpoint's dtype.
+ * block of 256, and keys and values are kept in the checkpoint's dtype.
  */
 import type { OpName } from '../abi/ops/index.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
@@ -12,7 +12,7 @@ export const roundoff = {
   f32: 2 ** -24,
   f16: 2 ** -11,
   bf16: 2 ** -9,
-  /** int8 with the group's largest magnitude at 127: half a step, relative to that magnitude. */
+  /** int8 with the block's largest magnitude at 127: half a step, relative to that magnitude. */
   i8: 1 / 254,
 } as const
 
@@ -41,9 +41,9 @@ const exact = tolerance(
 )
 
 const quantised = tolerance(
-  0.1,
+  0.14,
   2e-2,
-  'the golden file is of the weights before q8: half a step of 1/127 of a group of 32 is 0.5 % of a weight rms, and as much again for activations; over 8 layers of 4 products 0.007 * sqrt(32) = 4 %, twice that where attention is sharp, with margin 1.3',
+  'the golden file is of the weights before q8: half a step of 1/127 of a block of 256, whose largest is 2.9 rms, is 0.66 % of a weight rms, and as much again for activations; over 8 layers of 4 products 0.0093 * sqrt(32) = 5.3 %, twice that where attention is sharp, with margin 1.3',
 )
 
 const q4 = tolerance(
@@ -54,9 +54,9 @@ const q4 = tolerance(
 
 /**
  * Two backends on the same q4 package, rms of the logit errors: int8 activations in each of 4 products over 8 layers,
- * 0.005 * sqrt(32) = 2.8 %, twice that where attention is sharp.
+ * 0.0066 * sqrt(32) = 3.7 %, twice that where attention is sharp.
  */
-export const sameWeights = 0.056
+export const sameWeights = 0.074
 
 export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<WeightsClass, Tolerance>>>> = {
   reference: { f32: exact, f16: exact, bf16: exact, q8: quantised, q4 },

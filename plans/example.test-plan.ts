@@ -97,7 +97,8 @@ export class Sketch {
         const [name, dtype] = weights[slot] ?? []
         if (!name || !dtype) return undefined
         const [rows, cols] = [evaluate(w.shape[0], params), evaluate(w.shape[1], params)]
-        return this.tensor(name, dtype, w.form === 'row' ? 'row' : tiles[dtype]!, rows, cols)
+        const tiled = slot.endsWith('sub_scales') ? 'tile16' : tiles[dtype]!
+        return this.tensor(name, dtype, w.form === 'row' ? 'row' : tiled, rows, cols)
       }),
       states: Object.entries(definition.states).map(([slot, s]) => {
         const [name, dtype] = states[slot] ?? []
@@ -149,10 +150,12 @@ export class Sketch {
 export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
   const s = new Sketch()
   const [vocab, hidden, ff] = [40, 16, 24]
-  const matrix = (name: string, slot = 'weight') =>
-    main === 'i8' || main === 'i4'
-      ? { [slot]: [name, main] as const, scales: [`${name}.scales`, 'f16'] as const }
-      : { [slot]: [name, main] as const }
+  const matrix = (name: string, slot = 'weight', dtype = main) => ({
+    [slot]: [name, dtype] as const,
+    ...((dtype === 'i8' || dtype === 'i4') && { scales: [`${name}.scales`, 'f16'] as const }),
+    ...(dtype === 'i4' && { sub_scales: [`${name}.sub_scales`, 'i8'] as const }),
+  })
+  const wide = main === 'i4' ? 'i8' : main
   const norm = (x: number, label: string) =>
     s.emit('rms_norm', label, {
       inputs: { x },
@@ -165,7 +168,7 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
       weights: matrix(label),
       params: { n, k },
     })
-  let x = s.emit('embed', 'embed', { weights: matrix('embed', 'table'), params: { vocab, width: hidden } })
+  let x = s.emit('embed', 'embed', { weights: matrix('embed', 'table', wide), params: { vocab, width: hidden } })
   for (let layer = 0; layer < layers; layer++) {
     const at = `layers.${layer}`
     const qkv = linear(norm(x, `${at}.norm1`), 32, hidden, `${at}.qkv`)
@@ -187,7 +190,7 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
   const final = norm(rows, 'norm')
   const logits = s.emit('logits', 'head', {
     inputs: { x: final },
-    weights: matrix('embed'),
+    weights: matrix('embed', 'weight', wide),
     params: { vocab, k: hidden },
   })
   const tokens = s.emit('sample', 'sample', { inputs: { logits }, params: { vocab } })

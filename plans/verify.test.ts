@@ -287,8 +287,50 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
       find(plan, 'layers.1.down').weights[1] = undefined
     }, 'i4'),
   ],
-  ['tensor-bytes', 'a byte for each int4', decoder((plan) => void (plan.tensors[0]!.bytes *= 2), 'i4')],
-  ['tensor-type', 'int4 in the layout of int8', decoder((plan) => void (plan.tensors[0]!.layout = 'tile16x4'), 'i4')],
+  [
+    'tensor-bytes',
+    'a byte for each int4',
+    decoder((plan) => void (plan.tensors[indexOf(plan, 'layers.0.o')]!.bytes *= 2), 'i4'),
+  ],
+  [
+    'tensor-type',
+    'int4 in the layout of int8',
+    decoder((plan) => void (plan.tensors[indexOf(plan, 'layers.0.o')]!.layout = 'tile16x4'), 'i4'),
+  ],
+  [
+    'weight-scales',
+    'int4 without sub-scales',
+    decoder((plan) => {
+      find(plan, 'layers.1.down').weights[3] = undefined
+    }, 'i4'),
+  ],
+  [
+    'weight-scales',
+    'int8 with sub-scales',
+    decoder((plan) => {
+      const { tensors } = plan
+      const rows = tensors[indexOf(plan, 'layers.1.down')]!.rows
+      const bytes = Math.ceil(rows / 16) * 16
+      const at = tensors.push({ name: 's', dtype: 'i8', layout: 'tile16', rows, cols: 1, bytes }) - 1
+      find(plan, 'layers.1.down').weights[3] = at
+    }, 'i8'),
+  ],
+  [
+    'weight-scales',
+    'int8 in the layout of sub-scales',
+    decoder((plan) => {
+      const weight = plan.tensors[indexOf(plan, 'layers.1.down')]!
+      Object.assign(weight, { layout: 'tile16', bytes: Math.ceil(weight.rows / 16) * 16 * weight.cols })
+    }, 'i8'),
+  ],
+  [
+    'weight-scales',
+    'sub-scales of f16',
+    decoder((plan) => {
+      const scales = plan.tensors[indexOf(plan, 'layers.1.down.sub_scales')]!
+      Object.assign(scales, { dtype: 'f16', bytes: scales.bytes * 2 })
+    }, 'i4'),
+  ],
   [
     'weight-scales',
     'scales of bf16',

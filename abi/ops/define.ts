@@ -101,8 +101,11 @@ export const f32 = { type: 'f32' } as const
 export const defaulted = <const F extends ParamField, const D extends number>(field: F, value: D) =>
   ({ ...field, default: value }) as const
 
-/** Groups along K that share one scale of q8 and q4. */
+/** Elements along K that share one scale of q8 and q4, and one scale of the activations they are multiplied with. */
+export const QUANT_BLOCK = 256
+/** Elements along K that share one sub-scale of q4. */
 export const QUANT_GROUP = 32
+export const blocks = (param: string): Factor => ({ param, divide: QUANT_BLOCK })
 export const groups = (param: string): Factor => ({ param, divide: QUANT_GROUP })
 
 /** Pointwise functions, shared by linear epilogues, glu, activation and conv_state. */

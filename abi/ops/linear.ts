@@ -1,8 +1,10 @@
-import { defaulted, f32, groups, op, u32 } from './define.ts'
+import { blocks, defaulted, f32, groups, op, u32 } from './define.ts'
 
 /**
- * out = residual + activation(x . weight^T + bias). weight is (n, k); with `scales`, weight is int8 or int4 and each
- * group of 32 along k is multiplied by its scale (q8, q4).
+ * out = residual + activation(x . weight^T + bias). weight is (n, k). With `scales` (f16) it holds int8 (q8), or int4
+ * that `sub_scales` (int8 in [-15, 15]) multiply to int8 again (q4): a weight is integer * scale of its 256 along k, or
+ * integer * sub-scale of its 32 * scale of its 256. One scale over many whole numbers is what lets matrix units sum
+ * products of 8 bits over K exactly, in any order.
  */
 export const linear = op({
   id: 6,
@@ -16,8 +18,9 @@ export const linear = op({
   outputs: { out: { space: 'any', width: ['n'] } },
   weights: {
     weight: { shape: [['n'], ['k']], form: 'tiled' },
-    scales: { shape: [['n'], [groups('k')]], form: 'tiled', optional: true },
+    scales: { shape: [['n'], [blocks('k')]], form: 'tiled', optional: true },
     bias: { shape: [[1], ['n']], form: 'row', optional: true },
+    sub_scales: { shape: [['n'], [groups('k')]], form: 'tiled', optional: true },
   },
   states: {},
   params: { n: u32, k: u32, activation: defaulted(u32, 0) },
@@ -33,7 +36,7 @@ export const logits = op({
   outputs: { out: { space: 'rows', width: ['vocab'] } },
   weights: {
     weight: { shape: [['vocab'], ['k']], form: 'tiled' },
-    scales: { shape: [['vocab'], [groups('k')]], form: 'tiled', optional: true },
+    scales: { shape: [['vocab'], [blocks('k')]], form: 'tiled', optional: true },
     bias: { shape: [[1], ['vocab']], form: 'row', optional: true },
   },
   states: {},

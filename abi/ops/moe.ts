@@ -1,4 +1,4 @@
-import { defaulted, f32, groups, op, u32 } from './define.ts'
+import { blocks, defaulted, f32, op, u32 } from './define.ts'
 
 /** How router logits become scores. */
 export const routers = { softmax: 0, sigmoid: 1 } as const
@@ -20,9 +20,9 @@ export const moe = op({
     gate: { shape: [['experts', 'ff'], ['width']], form: 'tiled' },
     up: { shape: [['experts', 'ff'], ['width']], form: 'tiled' },
     down: { shape: [['experts', 'width'], ['ff']], form: 'tiled' },
-    gate_scales: { shape: [['experts', 'ff'], [groups('width')]], form: 'tiled', optional: true },
-    up_scales: { shape: [['experts', 'ff'], [groups('width')]], form: 'tiled', optional: true },
-    down_scales: { shape: [['experts', 'width'], [groups('ff')]], form: 'tiled', optional: true },
+    gate_scales: { shape: [['experts', 'ff'], [blocks('width')]], form: 'tiled', optional: true },
+    up_scales: { shape: [['experts', 'ff'], [blocks('width')]], form: 'tiled', optional: true },
+    down_scales: { shape: [['experts', 'width'], [blocks('ff')]], form: 'tiled', optional: true },
   },
   states: {},
   params: {

@@ -1,4 +1,4 @@
-import { defaulted, f32, groups, op, u32 } from './define.ts'
+import { blocks, defaulted, f32, op, u32 } from './define.ts'
 
 /**
  * out[t] = scale * table[token_ids[t]] (+ positions[position[t] + position_offset]) (+ types[0]).
@@ -13,7 +13,7 @@ export const embed = op({
   outputs: { out: { space: 'tokens', width: ['width'] } },
   weights: {
     table: { shape: [['vocab'], ['width']], form: 'tiled' },
-    scales: { shape: [['vocab'], [groups('width')]], form: 'tiled', optional: true },
+    scales: { shape: [['vocab'], [blocks('width')]], form: 'tiled', optional: true },
     positions: { shape: [['positions'], ['width']], form: 'row', optional: true },
     types: { shape: [['types'], ['width']], form: 'row', optional: true },
   },

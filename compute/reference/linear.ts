@@ -1,20 +1,21 @@
-import { QUANT_GROUP } from '../../abi/ops/define.ts'
+import { QUANT_BLOCK, QUANT_GROUP } from '../../abi/ops/define.ts'
 import type { Ops } from '../../abi/ops/index.ts'
 import { dot, type Matrix, type ReferenceKernel, type Weight } from './kernel.ts'
 import { activate, softcapped } from './pointwise.ts'
 
 const products = new WeakMap<Weight, Weight>()
 
-/** weight * scale of its group of 32 along the columns; the weight itself without scales. Computed once a weight. */
-export function dequantized(weight: Weight, scales: Weight | undefined): Weight {
+/** weight * scale of its 256 along the columns (* sub-scale of its 32), computed once a weight; itself without scales. */
+export function dequantized(weight: Weight, scales: Weight | undefined, subScales?: Weight): Weight {
   if (!scales) return weight
   const known = products.get(weight)
   if (known) return known
   const data = new Float64Array(weight.data.length)
   for (let r = 0; r < weight.rows; r++)
     for (let c = 0; c < weight.cols; c++) {
-      const scale = scales.data[r * scales.cols + Math.floor(c / QUANT_GROUP)]!
-      data[r * weight.cols + c] = weight.data[r * weight.cols + c]! * scale
+      const scale = scales.data[r * scales.cols + Math.floor(c / QUANT_BLOCK)]!
+      const subScale = subScales ? subScales.data[r * subScales.cols + Math.floor(c / QUANT_GROUP)]! : 1
+      data[r * weight.cols + c] = weight.data[r * weight.cols + c]! * subScale * scale
     }
   const product = { data, rows: weight.rows, cols: weight.cols }
   products.set(weight, product)
@@ -32,7 +33,7 @@ export const linear: ReferenceKernel<Ops['linear']> = ({ params, inputs, weights
   const { out } = outputs
   const { residual } = inputs
   const f = activate(params.activation)
-  product(inputs.x, dequantized(weights.weight, weights.scales), (r, n, sum) => {
+  product(inputs.x, dequantized(weights.weight, weights.scales, weights.sub_scales), (r, n, sum) => {
     const base = residual ? residual.data[residual.offset + r * residual.stride + n]! : 0
     out.data[out.offset + r * out.stride + n] = base + f(sum + (weights.bias?.data[n] ?? 0))
   })

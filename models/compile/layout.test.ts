@@ -4,7 +4,7 @@ import { bf16ToNumber, type DType, f16ToNumber, numberToBf16, numberToF16 } from
 import { elementIndex, paddedShape } from '../../abi/layouts.ts'
 import { tensor, values } from '../example.test-checkpoint.ts'
 import type { Weight } from '../graph.ts'
-import { integers, quantizeRow } from './integers.ts'
+import { limits, quantizedRow, quantizeRow } from './integers.ts'
 import { packWeights, toFloat32 } from './layout.ts'
 import { type StoredWeight, TensorTable } from './lower.ts'
 import { Pacer } from './pacer.ts'
@@ -100,6 +100,16 @@ describe('packing', () => {
   })
 })
 
+/** Normally distributed numbers, by Box and Muller (1958). */
+function normals(seed: number): () => number {
+  let state = seed
+  const uniform = () => {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0
+    return ((state >>> 8) + 0.5) / 2 ** 24
+  }
+  return () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())
+}
+
 describe('q8', () => {
   test('values and scales lie where elementIndex says, and miss by at most half a step', async () => {
     await fc.assert(
@@ -115,7 +125,7 @@ describe('q8', () => {
         expect([packed!.data.length, scales!.data.length]).toEqual([packed!.bytes, scales!.bytes])
         for (const [i, value] of exact.entries()) {
           const [row, col] = [Math.floor(i / cols), i % cols]
-          const scale = element.f16(scales!.data, elementIndex('tile16', scales!.cols, row, Math.floor(col / 32)))
+          const scale = element.f16(scales!.data, elementIndex('tile16', scales!.cols, row, Math.floor(col / 256)))
           const q = element.i8(packed!.data, elementIndex('tile16x4', cols, row, col))
           // Half a step, and what rounding the scale to f16 clips from the largest value of a group.
           expect(Math.abs(q * scale - value)).toBeLessThanOrEqual(scale * (0.5 + 127 * 2 ** -11))
@@ -127,8 +137,8 @@ describe('q8', () => {
   })
 
   const quantized = (row: number[]) => {
-    const [q, s] = [new Int8Array(row.length), new Uint16Array(Math.ceil(row.length / 32))]
-    return { ok: quantizeRow('q8', Float32Array.from(row), q, s), q: [...q], s: [...s].map(f16ToNumber) }
+    const q = quantizedRow(row.length)
+    return { ok: quantizeRow('q8', Float32Array.from(row), q), q: [...q.values], s: [...q.scales].map(f16ToNumber) }
   }
   test('rounds ties to even, with the scale that is stored', () => {
     expect(quantized([127, 0.5, 1.5, 2.5, -0.5, -1.5])).toMatchObject({
@@ -136,9 +146,9 @@ describe('q8', () => {
       s: [1],
     })
   })
-  test('a group of zeros has scale zero; each group has its own', () => {
-    const { q, s } = quantized([...new Array(32).fill(0), 254])
-    expect(q).toEqual([...new Array(32).fill(0), 127])
+  test('a block of zeros has scale zero; each block has its own', () => {
+    const { q, s } = quantized([...new Array(256).fill(0), 254])
+    expect(q).toEqual([...new Array(256).fill(0), 127])
     expect(s).toEqual([0, 2])
   })
   test('values below the smallest scale become zero', () => {
@@ -147,60 +157,76 @@ describe('q8', () => {
 })
 
 describe('q4', () => {
-  /** Squared error of a group whose extreme is mapped to -8 and nothing else is tried. */
-  const plainError = (group: readonly number[]) => {
+  /** Squared error of a group rounded to the best of the whole sub-scales, its extreme at -8 or a little beside it. */
+  const plainError = (group: readonly number[], scale: number) => {
     const extreme = group.reduce((most, x) => (Math.abs(x) > Math.abs(most) ? x : most), 0)
-    const scale = f16ToNumber(numberToF16(extreme / -8))
-    const q = (x: number) => (scale === 0 ? 0 : Math.max(-8, Math.min(7, Math.round(x / scale))))
-    return group.reduce((sum, x) => sum + (x - q(x) * scale) ** 2, 0)
+    const v = scale === 0 ? 0 : Math.max(-15, Math.min(15, Math.round(extreme / -8 / scale)))
+    const q = (x: number) => (v === 0 ? 0 : Math.max(-8, Math.min(7, Math.round(x / (v * scale)))))
+    return group.reduce((sum, x) => sum + (x - q(x) * v * scale) ** 2, 0)
   }
 
-  test('values and scales lie where elementIndex says, and err no more than with the extreme at -8', async () => {
+  test('values and scales lie where elementIndex says, and err little more than with the extreme at -8', async () => {
+    let [error, plain] = [0, 0]
     await fc.assert(
       fc.asyncProperty(shapes, async ({ dtype, rows, cols }) => {
         const { weight, exact, read } = weightOf(dtype, rows, cols, 'q4')
-        const [packed, scales] = await stored(weight, 'tiled', read)
+        const [packed, scales, subScales] = await stored(weight, 'tiled', read)
         expect([packed!.dtype, packed!.layout, scales!.dtype]).toEqual(['i4', 'tile16x8', 'f16'])
-        expect([packed!.data.length, scales!.data.length]).toEqual([packed!.bytes, scales!.bytes])
+        expect([subScales!.dtype, subScales!.layout, subScales!.cols]).toEqual(['i8', 'tile16', Math.ceil(cols / 32)])
+        for (const each of [packed!, scales!, subScales!]) expect(each.data.length).toBe(each.bytes)
         const [paddedRows, paddedCols] = paddedShape('tile16x8', weight.rows, cols)
         expect(packed!.bytes).toBe((paddedRows * paddedCols) / 2)
         for (let row = 0; row < weight.rows; row++)
           for (let start = 0; start < cols; start += 32) {
             const group = exact.slice(row * cols + start, row * cols + Math.min(start + 32, cols))
-            const scale = element.f16(scales!.data, elementIndex('tile16', scales!.cols, row, start / 32))
-            const error = group.reduce((sum, x, i) => {
+            const at = elementIndex('tile16', scales!.cols, row, Math.floor(start / 256))
+            const scale = element.f16(scales!.data, at)
+            const v = element.i8(subScales!.data, elementIndex('tile16', subScales!.cols, row, start / 32))
+            expect(Math.abs(v)).toBeLessThanOrEqual(15)
+            error += group.reduce((sum, x, i) => {
               const q = element.i4(packed!.data, elementIndex('tile16x8', cols, row, start + i))
-              return sum + (x - q * scale) ** 2
+              return sum + (x - q * v * scale) ** 2
             }, 0)
-            // What rounding the best scale to f16 may cost.
-            expect(error).toBeLessThanOrEqual(plainError(group) + 32 * (8 * scale * 2 ** -11) ** 2)
+            plain += plainError(group, scale)
           }
         const padding = Array.from({ length: paddedCols - cols }, (_, i) => elementIndex('tile16x8', cols, 0, cols + i))
         for (const index of padding) expect(element.i4(packed!.data, index)).toBe(0)
       }),
       { numRuns: 40 },
     )
+    expect(error).toBeLessThan(plain * 1.02)
   })
   test('sixteen levels are met exactly, whatever the sign of the extreme', () => {
-    const q = new Int8Array(32)
-    const s = new Uint16Array(1)
-    for (const scale of [0.5, -0.5]) {
-      const row = Float32Array.from(q, (_, i) => ((i % 16) - 8) * scale)
-      expect(quantizeRow('q4', row, q, s)).toBe(true)
-      expect(Float32Array.from(q, (value) => value * f16ToNumber(s[0]!))).toEqual(row)
+    const q = quantizedRow(32)
+    for (const scale of [7.5, -7.5]) {
+      const row = Float32Array.from(q.values, (_, i) => ((i % 16) - 8) * scale)
+      expect(quantizeRow('q4', row, q)).toBe(true)
+      expect(Math.abs(q.subScales[0]!)).toBe(15)
+      expect(Float32Array.from(q.values, (value) => value * q.subScales[0]! * f16ToNumber(q.scales[0]!))).toEqual(row)
     }
   })
-  test('a group of zeros has scale zero', () => {
-    const q = new Int8Array(2).fill(1)
-    const s = new Uint16Array(1).fill(1)
-    expect(quantizeRow('q4', new Float32Array(2), q, s)).toBe(true)
-    expect([...q, ...s]).toEqual([0, 0, 0])
+  test('normal weights err by less than 8.3 % rms', () => {
+    const row = Float32Array.from({ length: 1 << 16 }, normals(1))
+    const q = quantizedRow(row.length)
+    quantizeRow('q4', row, q)
+    let [error, power] = [0, 0]
+    for (const [i, x] of row.entries()) {
+      error += (x - q.values[i]! * q.subScales[i >> 5]! * f16ToNumber(q.scales[i >> 8]!)) ** 2
+      power += x ** 2
+    }
+    expect(Math.sqrt(error / power)).toBeLessThan(0.083)
+  })
+  test('a block of zeros has scale zero', () => {
+    const q = quantizedRow(2)
+    for (const each of [q.values, q.scales, q.subScales]) each.fill(1)
+    expect(quantizeRow('q4', new Float32Array(2), q)).toBe(true)
+    expect([...q.values, ...q.scales, ...q.subScales]).toEqual([0, 0, 0, 0])
   })
 })
 
 describe.each(['q8', 'q4'] as const)('%s', (format) => {
-  test.each([Number.NaN, Number.POSITIVE_INFINITY, 2 * integers[format].limit])('%s is refused', async (bad) => {
-    expect(quantizeRow(format, Float32Array.of(1, bad), new Int8Array(2), new Uint16Array(1))).toBe(false)
+  test.each([Number.NaN, Number.POSITIVE_INFINITY, 2 * limits[format]])('%s is refused', async (bad) => {
+    expect(quantizeRow(format, Float32Array.of(1, bad), quantizedRow(2))).toBe(false)
     const { weight, read } = weightOf('f32', [1], 32, format)
     const poisoned = (name: string) => {
       const bytes = read(name).slice()

@@ -4,12 +4,12 @@
  */
 import { byteSize, type DType, f16ToNumber, packInt4 } from '../../abi/dtypes.ts'
 import { layouts, paddedShape } from '../../abi/layouts.ts'
-import { QUANT_GROUP } from '../../abi/ops/define.ts'
 import { fail } from '../../errors.ts'
 import type { Part, Weight } from '../graph.ts'
-import { integers, quantizeRow } from './integers.ts'
+import { limits, quantizedRow, quantizeRow } from './integers.ts'
 import type { StoredWeight } from './lower.ts'
 import type { Pacer } from './pacer.ts'
+import { scalingsOf } from './quantize.ts'
 
 /** Bytes of a checkpoint tensor, row-major, in any alignment. */
 export type ReadTensor = (name: string) => Uint8Array
@@ -60,7 +60,7 @@ function rowReader(weight: Weight, read: ReadTensor): (row: number) => Uint8Arra
   }
 }
 
-type Words = Uint16Array | Uint32Array
+type Words = Uint8Array | Uint16Array | Uint32Array
 
 /** One tile: (16, units) to (units, 16), where a unit is the `pack` consecutive elements that a lane reads at once. */
 function transposeTile(rows: Words, units: number, target: Words, offset: number): void {
@@ -68,10 +68,12 @@ function transposeTile(rows: Words, units: number, target: Words, offset: number
     for (let row = 0, from = unit; row < TILE_ROWS; row++, from += units) target[at++] = rows[from]!
 }
 
-const wordsOf = (bytes: Uint8Array, unitBytes: number): Words =>
-  unitBytes === 2
+function wordsOf(bytes: Uint8Array, unitBytes: number): Words {
+  if (unitBytes === 1) return bytes
+  return unitBytes === 2
     ? new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2)
     : new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+}
 
 /** Tiles of a stored matrix. `fill` writes logical row `row` at the start of `target`, which is zero. */
 async function* packTiles(
@@ -103,34 +105,40 @@ async function* packTiles(
   }
 }
 
-/** Integers, then their scales: (rows, groups) of f16 bits are kept until the integers are out. */
+/** Integers, then what scales them, which is kept until the integers are out. */
 async function* packIntegers(
-  format: keyof typeof integers,
-  stored: StoredWeight,
-  scales: StoredWeight,
+  format: 'q8' | 'q4',
+  [stored, ...scalings]: readonly StoredWeight[],
   read: ReadTensor,
   pacer: Pacer,
 ): AsyncGenerator<Uint8Array> {
-  const { weight } = stored
-  const groups = scales.tensor.cols
-  const bits = new Uint16Array(weight.rows * groups)
+  const { weight, tensor } = stored!
   const row = new Float32Array(weight.cols)
-  const padded = new Int8Array(groups * QUANT_GROUP)
+  const q = quantizedRow(weight.cols)
+  const padded = new Int8Array(paddedShape(tensor.layout, 1, weight.cols)[1])
   const rowOf = rowReader(weight, read)
-  yield* packTiles(stored, pacer, (index, target) => {
+  const kept = [q.scales, q.subScales].slice(0, scalings.length).map(({ buffer }) => ({
+    bytes: new Uint8Array(buffer),
+    rows: new Uint8Array(buffer.byteLength * weight.rows),
+  }))
+  yield* packTiles(stored!, pacer, (index, target) => {
     toFloat32(weight.dtype, rowOf(index), row)
-    if (!quantizeRow(format, row, padded, bits.subarray(index * groups, (index + 1) * groups)))
+    if (!quantizeRow(format, row, q))
       throw fail('QUANTIZE_UNSUPPORTED', {
         quantize: format,
-        reason: `row ${index} of ${weight.name} holds NaN, infinity or a magnitude above ${integers[format].limit}`,
+        reason: `row ${index} of ${weight.name} holds NaN, infinity or a magnitude above ${limits[format]}`,
       })
+    padded.set(q.values)
     if (format === 'q4') packInt4(padded, target)
     else target.set(new Uint8Array(padded.buffer))
+    for (const { bytes, rows } of kept) rows.set(bytes, index * bytes.length)
   })
-  const bytes = new Uint8Array(bits.buffer)
-  yield* packTiles(scales, pacer, (index, target) => {
-    target.set(bytes.subarray(index * groups * 2, (index + 1) * groups * 2))
-  })
+  for (const [i, scaling] of scalings.entries()) {
+    const { bytes, rows } = kept[i]!
+    yield* packTiles(scaling, pacer, (index, target) =>
+      target.set(rows.subarray(index * bytes.length, (index + 1) * bytes.length)),
+    )
+  }
 }
 
 /** A vector or row-major matrix as float32. */
@@ -150,8 +158,8 @@ async function* packRow({ weight }: StoredWeight, read: ReadTensor, pacer: Pacer
 }
 
 /**
- * Stored bytes of `weights` one after the other, in chunks; `index` says whose they are. At most one chunk and the
- * scales of one weight are held.
+ * Stored bytes of `weights` one after the other, in chunks; `index` says whose they are. At most one chunk and
+ * what scales one weight are held.
  */
 export async function* packWeights(
   weights: readonly StoredWeight[],
@@ -161,11 +169,13 @@ export async function* packWeights(
   for (const [index, stored] of weights.entries()) {
     const { weight, tensor } = stored
     const { encoding } = weight
-    if (encoding === 'scales') continue
+    if (encoding === 'scales' || encoding === 'sub_scales') continue
     if (encoding !== 'plain') {
-      let left = tensor.bytes
-      for await (const bytes of packIntegers(encoding, stored, weights[index + 1]!, read, pacer)) {
-        yield { index: left > 0 ? index : index + 1, bytes }
+      const group = weights.slice(index, index + 1 + Object.keys(scalingsOf(weight)).length)
+      let [at, left] = [0, tensor.bytes]
+      for await (const bytes of packIntegers(encoding, group, read, pacer)) {
+        if (left === 0) left = group[++at]!.tensor.bytes
+        yield { index: index + at, bytes }
         left -= bytes.length
       }
       continue

@@ -10,7 +10,7 @@ import { type ExecutionPlan, type Instruction, PLAN_FORMAT, type Register, type 
 import type { Graph, Node, Weight } from '../graph.ts'
 import type { ModelShape } from '../topology.ts'
 import { place } from './place.ts'
-import { isQuantized, scalesOf } from './quantize.ts'
+import { scalingsOf } from './quantize.ts'
 
 /** A tensor of the plan and where its bytes come from. */
 export interface StoredWeight {
@@ -32,11 +32,12 @@ const tiled: Readonly<Record<Exclude<DType, 'i32'>, Layout>> = {
 /** Stored dtype and layout of a weight in a slot of `form`. */
 function storage(weight: Weight, form: 'row' | 'tiled'): { dtype: DType; layout: Layout } {
   if (form === 'row') return { dtype: 'f32', layout: 'row' }
+  if (weight.encoding === 'sub_scales') return { dtype: 'i8', layout: 'tile16' }
   const dtype = { plain: weight.dtype, q8: 'i8', q4: 'i4', scales: 'f16' }[weight.encoding] as Exclude<DType, 'i32'>
   return { dtype, layout: tiled[dtype] }
 }
 
-/** Weights in order of first use, scales right behind the weight they belong to. */
+/** Weights in order of first use, what scales a weight right behind it. */
 export class TensorTable {
   readonly stored: StoredWeight[] = []
   readonly #index = new Map<string, number>()
@@ -55,7 +56,7 @@ export class TensorTable {
     const tensor = Object.freeze({ name, dtype, layout, rows, cols, bytes })
     const index = this.stored.push({ tensor, weight }) - 1
     this.#index.set(name, index)
-    if (isQuantized(weight)) this.add(scalesOf(weight), 'tiled')
+    for (const scaling of Object.values(scalingsOf(weight))) this.add(scaling, 'tiled')
     return index
   }
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 
 namespace ingot {
 
@@ -30,14 +31,14 @@ class ThreadPool {
   using Task = void (*)(void* context, unsigned index, unsigned count);
   void run(Task task, void* context);
 
-  // Calls body(begin, end) on contiguous ranges that together cover [0, count), each a multiple of `grain` long but the
+  // Calls body(begin, end) or body(begin, end, thread) on contiguous ranges that together cover [0, count), each a multiple of `grain` long but the
   // last. Which thread gets which range never changes a result: a kernel's output element belongs to one index.
   template <class Body>
   void parallel(size_t count, size_t grain, const Body& body) {
     struct Work { const Body* body; size_t count, grain; } work{&body, count, grain ? grain : 1};
     const size_t units = (count + work.grain - 1) / work.grain;
     if (units <= 1 || threads() == 1) {
-      if (count) body(size_t{0}, count);
+      if (count) call(body, 0, count, 0);
       return;
     }
     run([](void* context, unsigned index, unsigned n) {
@@ -46,11 +47,17 @@ class ThreadPool {
       const size_t begin = units * index / n * w.grain;
       size_t end = units * (index + 1) / n * w.grain;
       if (end > w.count) end = w.count;
-      if (begin < end) (*w.body)(begin, end);
+      if (begin < end) call(*w.body, begin, end, index);
     }, &work);
   }
 
  private:
+  template <class Body>
+  static void call(const Body& body, size_t begin, size_t end, unsigned thread) {
+    if constexpr (std::is_invocable_v<const Body&, size_t, size_t, unsigned>) body(begin, end, thread);
+    else body(begin, end);
+  }
+
   ThreadPool();
   ~ThreadPool();
   struct Impl;

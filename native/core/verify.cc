@@ -28,7 +28,7 @@
 //   operand-width     a width is the one that the definition computes from the parameters
 //   operand-type      the register's dtype and space are the definition's; operands in `any` space share one
 //   weight-form       a tensor has the form, tiled or row, and the shape of the definition
-//   weight-scales     int8 and int4 weights have f16 scales, and only they have scales
+//   weight-scales     int8 and int4 weights have f16 scales, int4 weights int8 sub-scales, and only they have them
 //   state-access      kind and access are the definition's
 //   state-size        bytes of a unit are those of the definition, rounded up to the alignment
 //   definition        each register is defined once, before it is read
@@ -115,7 +115,7 @@ PlanFault check_register(const PlanRegister& r, size_t index) {
 bool layout_holds(Layout layout, DType dtype) {
   switch (layout) {
     case Layout::row: return dtype == DType::f32;
-    case Layout::tile16: return dtype == DType::f32 || dtype == DType::f16;
+    case Layout::tile16: return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::i8;
     case Layout::tile16x2: return dtype == DType::bf16;
     case Layout::tile16x4: return dtype == DType::i8;
     case Layout::tile16x8: return dtype == DType::i4;

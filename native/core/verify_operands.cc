@@ -80,19 +80,25 @@ PlanFault check_weight(const Place& place, const WeightDef& definition, uint32_t
   return {};
 }
 
-// Which weight of an opcode holds the scales of each: "scales" those of the first, "x_scales" those of "x"; -1: none.
-struct ScaleSlots { int8_t of[8]; bool is_scale[8]; };
+// Which weight of an opcode holds the scales of each: "scales" those of the first, "x_scales" those of "x", and likewise
+// "sub_scales"; -1: none.
+struct ScaleSlots {
+  int8_t scales[8], sub_scales[8];
+  bool is_scale[8], is_sub_scale[8];
+};
 
 constexpr ScaleSlots scale_slots(const OpDef& op) {
   ScaleSlots slots{};
-  for (int8_t& slot : slots.of) slot = -1;
+  for (int i = 0; i < 8; i++) slots.scales[i] = slots.sub_scales[i] = -1;
   for (int i = 0; i < op.weight_count; i++) {
     const std::string_view name = op.weights[i].name;
     if (!name.ends_with("scales")) continue;
-    slots.is_scale[i] = true;
-    const std::string_view base = name == "scales" ? op.weights[0].name : name.substr(0, name.size() - 7);
+    const bool sub = name.ends_with("sub_scales");
+    const size_t suffix = sub ? 10 : 6;
+    (sub ? slots.is_sub_scale : slots.is_scale)[i] = true;
+    const std::string_view base = name.size() == suffix ? op.weights[0].name : name.substr(0, name.size() - suffix - 1);
     for (int k = 0; k < op.weight_count; k++)
-      if (base == op.weights[k].name) slots.of[k] = int8_t(i);
+      if (base == op.weights[k].name) (sub ? slots.sub_scales : slots.scales)[k] = int8_t(i);
   }
   return slots;
 }
@@ -109,12 +115,18 @@ PlanFault check_scales(const Place& place, const OpDef& op) {
   for (int i = 0; i < op.weight_count; i++) {
     if (weights[i] == kNone) continue;
     const DType dtype = place.plan.tensors[weights[i]].dtype;
-    if (slots.is_scale[i] && dtype != DType::f16)
-      return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u, expected f16", unsigned(dtype));
-    const bool scaled = slots.of[i] >= 0 && weights[slots.of[i]] != kNone;
-    if (scaled != (dtype == DType::i8 || dtype == DType::i4))
-      return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u %s scales", unsigned(dtype),
-                    scaled ? "with" : "without");
+    const auto wrong = [&](const char* what) {
+      return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u%s", unsigned(dtype), what);
+    };
+    if (slots.is_scale[i] && dtype != DType::f16) return wrong(", expected f16");
+    const bool apart = place.plan.tensors[weights[i]].layout == Layout::tile16;
+    if (slots.is_sub_scale[i] && (dtype != DType::i8 || !apart)) return wrong(", expected int8 in tile16");
+    if (slots.is_scale[i] || slots.is_sub_scale[i]) continue;
+    if (dtype == DType::i8 && apart) return wrong(" in tile16, the layout of sub-scales");
+    const auto given = [&](int8_t slot) { return slot >= 0 && weights[slot] != kNone; };
+    const bool scaled = given(slots.scales[i]), sub_scaled = given(slots.sub_scales[i]);
+    if (scaled != (dtype == DType::i8 || dtype == DType::i4)) return wrong(scaled ? " with scales" : " without scales");
+    if (sub_scaled != (dtype == DType::i4)) return wrong(sub_scaled ? " with sub-scales" : " without sub-scales");
   }
   return {};
 }

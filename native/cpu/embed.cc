@@ -33,20 +33,12 @@ void gather_tiled(const Weight& table, const Weight& scales, size_t row, float* 
       const int8_t* x = tiled_row<int8_t>(table, row);
       const uint16_t* scale = tiled_row<uint16_t>(scales, row);
       for (size_t k = 0; k < width; ++k) {
-        out[k] = float(x[k / 4 * kLanes * 4 + k % 4]) * half_to_float(scale[k / kQuantGroup * kLanes]);
+        out[k] = float(x[k / 4 * kLanes * 4 + k % 4]) * half_to_float(scale[k / kQuantBlock * kLanes]);
       }
       return;
     }
-    case DType::i4: {
-      const uint8_t* x = table.as<uint8_t>() + row_start(table, row) / 2;
-      const uint16_t* scale = tiled_row<uint16_t>(scales, row);
-      for (size_t k = 0; k < width; ++k) {
-        const int nibble = x[k / 8 * kLanes * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
-        out[k] = float((nibble ^ 8) - 8) * half_to_float(scale[k / kQuantGroup * kLanes]);
-      }
-      return;
-    }
-    case DType::i32: return;  // not a weight's type
+    case DType::i4:   // the kernel table lists neither
+    case DType::i32: return;
   }
 }
 

@@ -9,8 +9,9 @@ void linear(const Context& context, const Call& call) {
       .activation = Activation(p.activation),
       .residual = call.inputs[op::linear::in_residual],
   };
-  product(context, call.inputs[op::linear::in_x], call.weights[op::linear::weight_weight],
-          call.weights[op::linear::weight_scales], epilogue, call.outputs[op::linear::out_out]);
+  const Factors factors{call.weights[op::linear::weight_weight], call.weights[op::linear::weight_scales],
+                        call.weights[op::linear::weight_sub_scales]};
+  product(context, call.inputs[op::linear::in_x], factors, epilogue, call.outputs[op::linear::out_out]);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

@@ -9,8 +9,8 @@ void logits(const Context& context, const Call& call) {
       .scale = p.scale,
       .softcap = p.softcap,
   };
-  product(context, call.inputs[op::logits::in_x], call.weights[op::logits::weight_weight],
-          call.weights[op::logits::weight_scales], epilogue, call.outputs[op::logits::out_out]);
+  const Factors factors{call.weights[op::logits::weight_weight], call.weights[op::logits::weight_scales], Weight{}};
+  product(context, call.inputs[op::logits::in_x], factors, epilogue, call.outputs[op::logits::out_out]);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

@@ -2,8 +2,10 @@
 
 #include <type_traits>
 
+#include "expand.h"
 #include "product_amx.h"
 #include "product_tiles.h"
+#include "quantize.h"
 
 namespace ingot::cpu::INGOT_ISA {
 namespace {
@@ -23,32 +25,38 @@ void with_rows(size_t rows, const F& f) {
   }
 }
 
-// Tiles [begin, end) of R rows, T at a time while that many are left.
-template <int R, int T, class Product>
-void sweep(const Product& product, const Epilogue& epilogue, const Matrix& out, size_t row, size_t begin, size_t end) {
+// Tiles [begin, end) of R rows, T at a time while that many are left; done(row, tile, sum) takes each.
+template <int R, int T, class Product, class Done>
+void sweep(const Product& product, const Done& done, size_t row, size_t begin, size_t end) {
   for (; end - begin >= size_t(T); begin += T) {
     Vec acc[R][T];
     product.template block<R, T>(row, begin, acc);
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) finish(epilogue, out, row + r, begin + t, acc[r][t]);
+      for (int t = 0; t < T; ++t) done(row + r, begin + t, acc[r][t]);
   }
-  if constexpr (T > 1) sweep<R, T / 2>(product, epilogue, out, row, begin, end);
+  if constexpr (T > 1) sweep<R, T / 2>(product, done, row, begin, end);
+}
+
+// Tiles [begin, end) of a range of rows, a panel at a time.
+template <class Product, class Done>
+void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Done& done) {
+  for (size_t row = rows.begin; row < rows.end; row += kPanel) {
+    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel,
+              [&]<int R>() { sweep<R, tiles_of(R)>(product, done, row, begin, end); });
+  }
 }
 
 template <class Product>
 void run_blocks(const Context& context, const Product& product, const Epilogue& epilogue, size_t rows,
                 const Matrix& out) {
   const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
-  split(context, ceil_div(out.width, kLanes), rows, kPanel, rows * product.k * out.width, [&](Range tiles, Range part) {
-    for (size_t t = tiles.begin; t < tiles.end; t += group) {
-      const size_t end = tiles.end - t < group ? tiles.end : t + group;
-      for (size_t row = part.begin; row < part.end; row += kPanel) {
-        with_rows(part.end - row < kPanel ? part.end - row : kPanel, [&]<int R>() {
-          sweep<R, tiles_of(R)>(product, epilogue, out, row, t, end);
+  const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
+  split(context, ceil_div(out.width, kLanes), rows, kPanel, rows * product.k * out.width,
+        [&](Range tiles, Range part, unsigned) {
+          for (size_t t = tiles.begin; t < tiles.end; t += group) {
+            run_rows(product, part, t, tiles.end - t < group ? tiles.end : t + group, done);
+          }
         });
-      }
-    }
-  });
 }
 
 // Calls body(first row, rows, panel width) for each panel of x, in parallel.
@@ -90,65 +98,94 @@ void float_product(const Context& context, const Matrix& x, const Weight& weight
   run_blocks(context, product, epilogue, x.rows, out);
 }
 
-// Quantises a group of 32, of which `count` exist: values to q, in quads `stride` quads apart; returns the scale.
-float quantize_group(const float* x, size_t count, int8_t* q, size_t stride, int32_t& sum) {
-  const Vec low = load_n(x, count < kLanes ? count : kLanes);
-  const Vec high = count > kLanes ? load_n(x + kLanes, count - kLanes) : zero();
-  const float most = reduce_max(max(abs(low), abs(high)));
-  const Vec inverse = set(most == 0 ? 0.0f : 127.0f / most);
-  int32_t values[kQuantGroup];
-  const Vec halves[2] = {low, high};
-  for (size_t h = 0; h < 2; ++h) {
-    const Vec scaled = max(halves[h] * inverse, set(-127));
-    const Ints rounded = round_int(if_less(scaled, set(127), scaled, set(127)));
-    std::memcpy(values + h * kLanes, &rounded, sizeof rounded);
-  }
-  sum = 0;
-  for (size_t i = 0; i < kQuantGroup; ++i) {
-    q[i / 4 * stride * 4 + i % 4] = int8_t(values[i]);
-    sum += values[i];
-  }
-  return most / 127.0f;
+// x as int8: panels of quads, with the scales of blocks and the offsets of spans.
+struct Quantized {
+  const int8_t* panels;
+  const float* scales;
+  const int32_t* offsets;
+};
+
+template <class Weights>
+Quantized quantize_panels(const Context& context, const Matrix& x, size_t k) {
+  const size_t blocks = ceil_div(k, kQuantBlock), spans = ceil_div(k, Weights::kSpan);
+  int8_t* panels = context.scratch.take<int8_t>(x.rows * k);
+  float* scales = context.scratch.take<float>(x.rows * blocks);
+  int32_t* offsets = context.scratch.take<int32_t>(x.rows * spans);
+  each_panel(context, x, [&](size_t row, size_t width) {
+    int8_t* panel = panels + row * k;
+    int32_t* offset = offsets + row * spans;
+    std::memset(panel, 0, width * k);
+    for (size_t r = 0; r < width; ++r) {
+      Ints sum = set_int(0);
+      const auto emit = [&](size_t i, Ints q) {
+        int8_t quads[kLanes];
+        store_i8(quads, q);
+        for (size_t quad = 0; quad < 4; ++quad) std::memcpy(panel + ((i / 4 + quad) * width + r) * 4, quads + quad * 4, 4);
+        sum = sum + q;
+        if ((i + kLanes) % Weights::kSpan != 0 && i + kLanes < x.width) return;
+        offset[i / Weights::kSpan * width + r] = -Weights::kOffset * reduce_add(sum);
+        sum = set_int(0);
+      };
+      quantize_row(x.row<float>(row + r), x.width, emit,
+                   [&](size_t block, float scale) { scales[row * blocks + block * width + r] = scale; });
+    }
+  });
+  return {panels, scales, offsets};
 }
 
 template <class Weights>
-void integer_product(const Context& context, const Matrix& x, const Weight& weight, const Weight& scales,
-                     const Epilogue& epilogue, const Matrix& out) {
-  const size_t groups = ceil_div(x.width, kQuantGroup), k = groups * kQuantGroup;
-  int8_t* panels = context.scratch.take<int8_t>(x.rows * k);
-  float* row_scales = context.scratch.take<float>(x.rows * groups);
-  int32_t* row_offsets = context.scratch.take<int32_t>(x.rows * groups);
-  each_panel(context, x, [&](size_t row, size_t width) {
-    for (size_t r = 0; r < width; ++r) {
-      for (size_t g = 0; g < groups; ++g) {
-        const size_t begin = g * kQuantGroup, left = x.width - begin, at = row * groups + g * width + r;
-        int32_t sum;
-        row_scales[at] = quantize_group(x.row<float>(row + r) + begin, left < kQuantGroup ? left : kQuantGroup,
-                                        panels + row * k + (g * 8 * width + r) * 4, width, sum);
-        row_offsets[at] = -Weights::kOffset * sum;
-      }
-    }
-  });
-  const IntegerProduct<Weights> product{panels, row_scales, row_offsets, weight.as<typename Weights::Element>(),
-                                        scales.as<uint16_t>(), k};
+void integer_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+                     const Matrix& out) {
+  const size_t k = round_up(x.width, kQuantGroup);
+  const Quantized q = quantize_panels<Weights>(context, x, k);
+  const IntegerProduct<Weights> product{q.panels,
+                                        q.scales,
+                                        q.offsets,
+                                        factors.weight.as<typename Weights::Element>(),
+                                        factors.scales.as<uint16_t>(),
+                                        factors.sub_scales.as<int8_t>(),
+                                        k};
   run_blocks(context, product, epilogue, x.rows, out);
+}
+
+// int4 weights for many rows: expanded to int8 once, a few tiles at a time.
+void expanded_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+                      const Matrix& out) {
+  constexpr size_t kTiles = 2;
+  const size_t k = round_up(x.width, kQuantGroup), tile_bytes = k * kLanes, blocks = ceil_div(k, kQuantBlock);
+  const Quantized q = quantize_panels<Int8Weights>(context, x, k);
+  int8_t* buffers = context.scratch.take<int8_t>(context.pool.threads() * kTiles * tile_bytes);
+  const auto piece = [&](Range tiles, Range rows, unsigned thread) {
+    int8_t* buffer = buffers + thread * kTiles * tile_bytes;
+    for (size_t t = tiles.begin; t < tiles.end; t += kTiles) {
+      const size_t count = tiles.end - t < kTiles ? tiles.end - t : kTiles;
+      for (size_t i = 0; i < count; ++i) expand_tile(factors, k, t + i, {0, k}, buffer + i * tile_bytes);
+      // Tiles of the product count from t: buffer, scales and outputs begin there.
+      const IntegerProduct<Int8Weights> product{
+          q.panels, q.scales, q.offsets, buffer, factors.scales.as<uint16_t>() + t * blocks * kLanes, nullptr, k};
+      run_rows(product, rows, 0, count,
+               [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
+    }
+  };
+  split(context, ceil_div(out.width, kLanes), x.rows, kPanel, x.rows * k * out.width, piece);
 }
 
 }  // namespace
 
-void product(const Context& context, const Matrix& x, const Weight& weight, const Weight& scales,
-             const Epilogue& epilogue, const Matrix& out) {
+void product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+             const Matrix& out) {
   if (x.rows == 0) return;
-  switch (weight.dtype) {
-    case DType::f32: return float_product<F32Weights>(context, x, weight, epilogue, out);
-    case DType::f16: return float_product<F16Weights>(context, x, weight, epilogue, out);
-    case DType::bf16:
 #if defined(INGOT_ISA_amx)
-      if (x.rows >= kAmxRows) return amx_product(context, x, weight, epilogue, out);
+  if (amx_product(context, x, factors, epilogue, out)) return;
 #endif
-      return float_product<Bf16Weights>(context, x, weight, epilogue, out);
-    case DType::i8: return integer_product<Int8Weights>(context, x, weight, scales, epilogue, out);
-    case DType::i4: return integer_product<Int4Weights>(context, x, weight, scales, epilogue, out);
+  switch (factors.weight.dtype) {
+    case DType::f32: return float_product<F32Weights>(context, x, factors.weight, epilogue, out);
+    case DType::f16: return float_product<F16Weights>(context, x, factors.weight, epilogue, out);
+    case DType::bf16: return float_product<Bf16Weights>(context, x, factors.weight, epilogue, out);
+    case DType::i8: return integer_product<Int8Weights>(context, x, factors, epilogue, out);
+    case DType::i4:
+      return x.rows <= kPanel ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
+                              : expanded_product(context, x, factors, epilogue, out);
     case DType::i32: return;  // not a weight's type
   }
 }

@@ -13,17 +13,20 @@ struct Epilogue {
   Matrix residual = {};
 };
 
+// A weight and what scales it: int8 has `scales`, int4 `sub_scales` too.
+struct Factors { const Weight &weight, &scales, &sub_scales; };
+
 // out = epilogue(x . weight^T). weight is (out.width, x.width) in tile16 (f32, f16), tile16x2 (bf16), tile16x4 (int8)
-// or tile16x8 (int4), the integers with `scales`.
+// or tile16x8 (int4).
 //
 // The order of every sum is fixed, whatever the blocking, the batch, the threads and the instruction set:
 // - Float weights: each block of 32 along K is summed as its even and its odd elements, in order and fused; the two
 //   sums are added, and then added to the running sum. That is what one AMX bf16 tile product computes (Intel SDM,
 //   TDPBF16PS), so both agree bit for bit. With bf16 weights, x is rounded to bf16 first.
-// - int8 and int4 weights: x is quantised to int8 by row and group of 32 (scale = max|x| / 127); the integer sum of a
-//   group is exact, and fused into the running sum with the product of both scales.
-void product(const Context&, const Matrix& x, const Weight& weight, const Weight& scales, const Epilogue&,
-             const Matrix& out);
+// - int8 and int4 weights: x is quantised to int8 by row and block of 256 (scale = max|x| / 127); the integer sum of a
+//   block is exact in any order, int4 weights taken times their sub-scales, and fused into the running sum with the
+//   product of both scales.
+void product(const Context&, const Matrix& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
 // Writes the outputs of one row and one tile of 16 columns.
 inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile, Vec y) {
@@ -41,7 +44,7 @@ inline constexpr size_t kForkProducts = 65536;
 
 struct Range { size_t begin, end; };
 
-// Splits (tiles, rows) over the pool: by tiles, so that a weight is read once, and by rows too where tiles are few.
+// Calls body(tiles, rows, thread): splits (tiles, rows) over the pool by tiles, so that a weight is read once, and by rows too where tiles are few.
 template <class Body>
 void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, const Body& body) {
   const size_t threads = products < kForkProducts ? 1 : context.pool.threads();
@@ -49,7 +52,7 @@ void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, 
   const size_t chunks = ceil_div(tiles, grain);
   const size_t most = ceil_div(rows, row_grain), wanted = chunks >= threads ? 1 : ceil_div(2 * threads, chunks);
   const size_t parts = wanted < most ? wanted : most;
-  const auto piece = [&](size_t begin, size_t end) {
+  const auto piece = [&](size_t begin, size_t end, unsigned thread) {
     for (size_t part = 0; part < parts; ++part) {
       // Units are (part, chunk), chunk fastest: the run of chunks of this part within [begin, end).
       const size_t first = part * chunks, last = first + chunks;
@@ -57,10 +60,10 @@ void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, 
       if (from >= to) continue;
       const size_t tile_end = (to - first) * grain, row_end = most * (part + 1) / parts * row_grain;
       body(Range{(from - first) * grain, tile_end < tiles ? tile_end : tiles},
-           Range{most * part / parts * row_grain, row_end < rows ? row_end : rows});
+           Range{most * part / parts * row_grain, row_end < rows ? row_end : rows}, thread);
     }
   };
-  if (threads == 1) piece(0, chunks * parts);
+  if (threads == 1) piece(0, chunks * parts, 0);
   else context.pool.parallel(chunks * parts, 1, piece);
 }
 

@@ -1,12 +1,28 @@
-// bf16 products on AMX tiles, in blocks of up to 32 rows by 32 outputs. A weight tile of 32 k is read as it lies.
+// Products on AMX tiles, in blocks of 32 rows by 32 outputs.
+//
+// A tile is 16 rows of 64 bytes, a *step* along K: 32 bf16 or 64 int8. Rows of x are packed tile after tile; weights are
+// read as they lie (tile16x2, tile16x4), int4 is expanded first. Outputs pass in panels, and K in chunks: the weights of
+// two output tiles over a chunk stay in L1 while all rows pass, and the rows of a chunk in L2 while a panel passes.
 #include "product_amx.h"
 
 #if defined(INGOT_ISA_amx)
 
+#include "expand.h"
+#include "quantize.h"
+
 namespace ingot::cpu::INGOT_ISA {
 namespace {
 
-// Palette 1, eight tiles of 16 rows of 64 bytes. Static: the compiler does not see that the instruction reads it.
+constexpr size_t kRows = kLanes, kTileBytes = 1024;
+constexpr size_t kChunkSteps = 16;    // 2 x 16 KB of weights
+constexpr size_t kPanelTiles = 16;    // 512 rows by 256 outputs of sums: 512 KB
+constexpr size_t kPassRows = 512;
+constexpr size_t kFewRows = 64;       // up to here a step is bound by memory: weights are prefetched, in two streams
+constexpr size_t kPrefetchBytes = 2048;
+// Rows from which a tile product beats vectors: fewer leave most of a tile empty.
+constexpr size_t kLeastRows = 5;
+
+// Palette 1, eight tiles. Static: the compiler does not see that the instruction reads it.
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -14,73 +30,293 @@ struct TileConfig {
 };
 alignas(64) constexpr TileConfig kTiles;
 
-// Sums of R x T tiles over all of k: sums[r][t] is 16 rows of 16 outputs. Tiles 0-3 hold sums, 4-5 rows, 6-7 weights.
+// Sums of 32 rows by 32 outputs: [row tile][output tile][16][16].
+template <class T>
+using Sums = T[2][2][kRows * kLanes];
+
+// Operands of a run of steps: x[row tile] and weights[output tile], each one tile after the other.
+struct Steps { const std::byte *x[2], *weights[2]; };
+
+void prefetch_tile(const std::byte* p) {
+  for (size_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(p + kPrefetchBytes + i, _MM_HINT_T0);
+}
+
+// Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights. The intrinsics are macros that take numerals only.
+#define INGOT_TILE_DOT(instruction)                          \
+  template <int Sum>                                         \
+  static void dot() {                                        \
+    if constexpr (Sum == 0) instruction(0, 4, 6);            \
+    else if constexpr (Sum == 1) instruction(1, 4, 7);       \
+    else if constexpr (Sum == 2) instruction(2, 5, 6);       \
+    else instruction(3, 5, 7);                               \
+  }
+struct Bf16Tiles {
+  static constexpr size_t kStep = 32;
+  INGOT_TILE_DOT(_tile_dpbf16ps)
+};
+struct Int8Tiles {
+  static constexpr size_t kStep = 64;
+  INGOT_TILE_DOT(_tile_dpbssd)
+};
+#undef INGOT_TILE_DOT
+
+// Adds step i to the sums.
+template <class Tiles, int R, int T>
+inline void step(const Steps& s, size_t i, bool prefetch) {
+  const size_t at = i * kTileBytes;
+  if (prefetch) {
+    prefetch_tile(s.weights[0] + at);
+    if constexpr (T > 1) prefetch_tile(s.weights[1] + at);
+  }
+  _tile_loadd(6, s.weights[0] + at, 64);
+  _tile_loadd(4, s.x[0] + at, 64);
+  Tiles::template dot<0>();
+  if constexpr (T > 1) {
+    _tile_loadd(7, s.weights[1] + at, 64);
+    Tiles::template dot<1>();
+  }
+  if constexpr (R > 1) {
+    _tile_loadd(5, s.x[1] + at, 64);
+    Tiles::template dot<2>();
+    if constexpr (T > 1) Tiles::template dot<3>();
+  }
+}
+
 template <int R, int T>
-void tile_block(const uint16_t* x, const uint16_t* weight, size_t k, float (&sums)[2][2][kLanes * kLanes]) {
-  asm volatile("" ::: "memory");  // the loads below do not say that they read
+inline void zero_tiles() {
   _tile_zero(0);
   if constexpr (T > 1) _tile_zero(1);
   if constexpr (R > 1) _tile_zero(2);
   if constexpr (R > 1 && T > 1) _tile_zero(3);
-  for (size_t k0 = 0; k0 < k; k0 += 32) {
-    _tile_loadd(4, x + k0, k * 2);
-    _tile_loadd(6, weight + k0 * kLanes, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (T > 1) {
-      _tile_loadd(7, weight + (k + k0) * kLanes, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (R > 1) {
-      _tile_loadd(5, x + kLanes * k + k0, k * 2);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (T > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-  }
+}
+
+template <int R, int T, class Element>
+inline void store_tiles(Sums<Element>& sums) {
   _tile_stored(0, sums[0][0], 64);
   if constexpr (T > 1) _tile_stored(1, sums[0][1], 64);
   if constexpr (R > 1) _tile_stored(2, sums[1][0], 64);
   if constexpr (R > 1 && T > 1) _tile_stored(3, sums[1][1], 64);
 }
 
-// x as rows of k bf16, the rows padded to whole tiles with zeros.
-const uint16_t* pack_rows(const Context& context, const Matrix& x, size_t k) {
-  const size_t rows = round_up(x.rows, kLanes);
-  uint16_t* packed = context.scratch.take<uint16_t>(rows * k);
-  each_row(context, rows, k, [&](size_t r) {
-    for (size_t c = 0; c < k; c += kLanes) {
-      const size_t left = r < x.rows && c < x.width ? x.width - c : 0;
-      const Vec v = left ? load_n(x.row<float>(r) + c, left < kLanes ? left : kLanes) : zero();
-      store_bf16(packed + r * k + c, v);
-    }
-  });
-  return packed;
+// What a chunk of a block of sums needs besides its operands.
+struct Chunk {
+  size_t steps;
+  bool first, prefetch;
+  // Of integers, from the chunk's first block on: scales of the two output tiles (a block apart: 16 each), of the rows
+  // (a block apart: `rows`).
+  const uint16_t* weight_scales[2];
+  const float* row_scales;
+  size_t rows;
+};
+
+template <int R, int T>
+void add_chunk(Bf16Tiles, const Steps& s, const Chunk& chunk, Sums<float>& acc) {
+  asm volatile("" ::: "memory");  // tile loads do not say that they read
+  if (chunk.first) {
+    zero_tiles<R, T>();
+  } else {
+    _tile_loadd(0, acc[0][0], 64);
+    if constexpr (T > 1) _tile_loadd(1, acc[0][1], 64);
+    if constexpr (R > 1) _tile_loadd(2, acc[1][0], 64);
+    if constexpr (R > 1 && T > 1) _tile_loadd(3, acc[1][1], 64);
+  }
+  for (size_t i = 0; i < chunk.steps; ++i) step<Bf16Tiles, R, T>(s, i, chunk.prefetch);
+  store_tiles<R, T>(acc);
+  asm volatile("" ::: "memory");
 }
 
-}  // namespace
+// acc = fma(sums of a block, both scales, acc) of one of the four tiles.
+inline void add_scaled(const int32_t* sums, Vec weight_scale, const float* row_scales, bool first, float* acc) {
+#pragma GCC unroll 16
+  for (size_t r = 0; r < kRows; ++r) {
+    const Vec before = first ? zero() : load(acc + r * kLanes);
+    const Vec sum = to_float(peek<Ints>(sums + r * kLanes));
+    store(acc + r * kLanes, fma(sum, weight_scale * set(row_scales[r]), before));
+  }
+}
 
-void amx_product(const Context& context, const Matrix& x, const Weight& weight, const Epilogue& epilogue,
-                 const Matrix& out) {
-  const size_t k = round_up(x.width, 32);
-  const uint16_t *packed = pack_rows(context, x, k), *w = weight.as<uint16_t>();
-  const auto piece = [&](Range tiles, Range rows) {
-    _tile_loadconfig(&kTiles);
-    for (size_t t = tiles.begin; t < tiles.end; t += 2) {
-      for (size_t row = rows.begin; row < rows.end; row += 2 * kLanes) {
-        alignas(64) float sums[2][2][kLanes * kLanes];
-        const bool two_tiles = tiles.end - t > 1, two_rows = rows.end - row > kLanes;
-        const auto block = two_rows ? (two_tiles ? tile_block<2, 2> : tile_block<2, 1>)
-                                    : (two_tiles ? tile_block<1, 2> : tile_block<1, 1>);
-        block(packed + row * k, w + t * kLanes * k, k, sums);
-        for (size_t r = row; r < rows.end && r < row + 2 * kLanes; ++r) {
-          const float* sum = sums[(r - row) / kLanes][0] + (r - row) % kLanes * kLanes;
-          finish(epilogue, out, r, t, load(sum));
-          if (two_tiles) finish(epilogue, out, r, t + 1, load(sum + kLanes * kLanes));
+template <int R, int T>
+void add_chunk(Int8Tiles, const Steps& s, const Chunk& chunk, Sums<float>& acc) {
+  constexpr size_t kBlockSteps = kQuantBlock / Int8Tiles::kStep;
+  alignas(64) Sums<int32_t> sums[2];
+  // Quarter i of block b is scaled while the tiles of block b + 1 are busy.
+  const auto scale = [&](size_t block, size_t i) {
+    const size_t r = i / 2, t = i % 2;
+    if (r >= size_t(R) || t >= size_t(T)) return;
+    add_scaled(sums[block % 2][r][t], load_f16(chunk.weight_scales[t] + block * kLanes),
+               chunk.row_scales + block * chunk.rows + r * kRows, chunk.first && block == 0, acc[r][t]);
+  };
+  const size_t blocks = ceil_div(chunk.steps, kBlockSteps);
+  for (size_t b = 0; b < blocks; ++b) {
+    asm volatile("" ::: "memory");
+    zero_tiles<R, T>();
+    for (size_t i = 0; i < kBlockSteps; ++i) {
+      if (b * kBlockSteps + i < chunk.steps) step<Int8Tiles, R, T>(s, b * kBlockSteps + i, chunk.prefetch);
+      if (b) scale(b - 1, i);
+    }
+    store_tiles<R, T>(sums[b % 2]);
+    asm volatile("" ::: "memory");
+  }
+  for (size_t i = 0; i < kBlockSteps; ++i) scale(blocks - 1, i);
+}
+
+// x as tiles: (row tile, step) of 1 KB; rows and K are padded with zeros. Scales of integers: (block, row).
+struct Packed {
+  const std::byte* tiles;
+  const float* scales;
+  size_t rows, steps;  // rows padded to 16
+};
+
+Packed pack(Bf16Tiles, const Context& context, const Matrix& x) {
+  const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Bf16Tiles::kStep);
+  std::byte* tiles = context.scratch.take<std::byte>(rows * steps * 64);
+  each_row(context, rows, x.width, [&](size_t r) {
+    std::byte* to = tiles + (r / kRows * steps * kRows + r % kRows) * 64;
+    for (size_t c = 0; c < steps * Bf16Tiles::kStep; c += kLanes) {
+      const size_t left = r < x.rows && c < x.width ? x.width - c : 0;
+      const Vec v = left ? load_n(x.row<float>(r) + c, left < kLanes ? left : kLanes) : zero();
+      store_bf16(reinterpret_cast<uint16_t*>(to + c / Bf16Tiles::kStep * kTileBytes + c % Bf16Tiles::kStep * 2), v);
+    }
+  });
+  return {tiles, nullptr, rows, steps};
+}
+
+Packed pack(Int8Tiles, const Context& context, const Matrix& x) {
+  const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Int8Tiles::kStep);
+  std::byte* tiles = context.scratch.take<std::byte>(rows * steps * 64);
+  float* scales = context.scratch.take<float>(rows * ceil_div(x.width, kQuantBlock));
+  each_row(context, rows, x.width, [&](size_t r) {
+    std::byte* to = tiles + (r / kRows * steps * kRows + r % kRows) * 64;
+    for (size_t i = 0; i < steps; ++i) std::memset(to + i * kTileBytes, 0, 64);
+    const auto emit = [&](size_t k, Ints q) {
+      store_i8(reinterpret_cast<int8_t*>(to + k / Int8Tiles::kStep * kTileBytes + k % Int8Tiles::kStep), q);
+    };
+    const auto scale = [&](size_t block, float s) { scales[block * rows + r] = s; };
+    if (r < x.rows) quantize_row(x.row<float>(r), x.width, emit, scale);
+    else for (size_t k = 0; k < x.width; k += kQuantBlock) scale(k / kQuantBlock, 0);
+  });
+  return {tiles, scales, rows, steps};
+}
+
+// Where a thread works: sums of a panel's blocks, and weights that do not lie ready.
+struct TileWorkspace {
+  float* sums;        // [pair of output tiles][32 rows] of Sums
+  std::byte* weights; // two output tiles of a chunk
+};
+
+template <class Tiles>
+class TileProduct {
+ public:
+  TileProduct(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+              const Matrix& out)
+      : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), x_(pack(Tiles{}, context, x)),
+        few_(x.rows <= kFewRows), ready_(factors.weight.dtype != DType::i4 && k_ % Tiles::kStep == 0) {
+    const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
+    const size_t pass_rows = x_.rows < kPassRows ? round_up(x_.rows, 2 * kRows) : kPassRows;
+    const size_t sums = kPanelTiles / 2 * (pass_rows / (2 * kRows)), chunk = 2 * kChunkSteps * kTileBytes;
+    TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
+    for (size_t i = 0; i < threads; ++i) {
+      workspaces[i] = {context.scratch.take<float>(sums * sizeof(Sums<float>) / sizeof(float)),
+                       ready_ ? nullptr : context.scratch.take<std::byte>(chunk)};
+    }
+    split(context, tiles, x.rows, 2 * kRows, x.rows * k_ * out.width, [&](Range range, Range rows, unsigned thread) {
+      _tile_loadconfig(&kTiles);
+      for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
+        const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
+        const size_t width = few_ ? 2 : kPanelTiles;
+        for (size_t t = range.begin; t < range.end; t += width) {
+          panel({t, range.end - t < width ? range.end : t + width}, pass, workspaces[thread]);
+        }
+      }
+      _tile_release();
+    });
+  }
+
+ private:
+  static constexpr size_t kColumnBytes = kTileBytes / Tiles::kStep;  // of one k of 16 outputs
+
+  static Sums<float>& sums_of(const TileWorkspace& w, size_t pair, size_t blocks, size_t block) {
+    return reinterpret_cast<Sums<float>*>(w.sums)[pair * blocks + block];
+  }
+
+  // Steps [begin, begin + steps) of one output tile.
+  const std::byte* weights(size_t tile, size_t begin, size_t steps, std::byte* buffer) const {
+    const size_t from = begin * Tiles::kStep, to = (begin + steps) * Tiles::kStep;
+    const std::byte* stored = factors_.weight.as<std::byte>() + tile * k_ * kColumnBytes;
+    if (ready_) return stored + from * kColumnBytes;
+    const Range ks{from, to < k_ ? to : k_};
+    if (to > k_) std::memset(buffer, 0, steps * kTileBytes);
+    if (factors_.weight.dtype == DType::i4) {
+      expand_tile(factors_, k_, tile, ks, reinterpret_cast<int8_t*>(buffer));
+    } else {
+      std::memcpy(buffer, stored + from * kColumnBytes, (ks.end - ks.begin) * kColumnBytes);
+    }
+    return buffer;
+  }
+
+  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
+    const size_t blocks = ceil_div(rows.end - rows.begin, 2 * kRows);
+    for (size_t begin = 0; begin < x_.steps; begin += kChunkSteps) {
+      const size_t steps = x_.steps - begin < kChunkSteps ? x_.steps - begin : kChunkSteps;
+      for (size_t t = tiles.begin; t < tiles.end; t += 2) {
+        const bool two = tiles.end - t > 1;
+        const std::byte* first = weights(t, begin, steps, w.weights);
+        const std::byte* second = two ? weights(t + 1, begin, steps, w.weights + kChunkSteps * kTileBytes) : nullptr;
+        for (size_t block = 0; block < blocks; ++block) {
+          const size_t row = rows.begin + block * 2 * kRows;
+          chunk(t, two, row, rows.end - row > kRows, begin, steps, {{}, {first, second}},
+                sums_of(w, (t - tiles.begin) / 2, blocks, block));
         }
       }
     }
-    _tile_release();
-  };
-  split(context, ceil_div(out.width, kLanes), x.rows, 2 * kLanes, x.rows * k * out.width, piece);
+    for (size_t t = tiles.begin; t < tiles.end; ++t) {
+      for (size_t row = rows.begin; row < rows.end; ++row) {
+        const size_t at = row - rows.begin;
+        const auto& sums = sums_of(w, (t - tiles.begin) / 2, blocks, at / (2 * kRows));
+        const float* sum = sums[at / kRows % 2][(t - tiles.begin) % 2] + at % kRows * kLanes;
+        finish(epilogue_, out_, row, t, load(sum));
+      }
+    }
+  }
+
+  void chunk(size_t tile, bool two_tiles, size_t row, bool two_rows, size_t begin, size_t steps, Steps s,
+             Sums<float>& acc) const {
+    const size_t blocks = ceil_div(k_, kQuantBlock), block = begin * Tiles::kStep / kQuantBlock;
+    const uint16_t* scales = factors_.scales.as<uint16_t>();
+    Chunk c{steps, begin == 0, few_ && ready_ && row == 0, {}, nullptr, x_.rows};
+    if (x_.scales) {
+      for (size_t t = 0; t < 2; ++t) c.weight_scales[t] = scales + ((tile + t) * blocks + block) * kLanes;
+      c.row_scales = x_.scales + block * x_.rows + row;
+    }
+    for (size_t r = 0; r < 2; ++r) s.x[r] = x_.tiles + ((row / kRows + r) * x_.steps + begin) * kTileBytes;
+    if (two_rows) {
+      if (two_tiles) add_chunk<2, 2>(Tiles{}, s, c, acc);
+      else add_chunk<2, 1>(Tiles{}, s, c, acc);
+    } else {
+      if (two_tiles) add_chunk<1, 2>(Tiles{}, s, c, acc);
+      else add_chunk<1, 1>(Tiles{}, s, c, acc);
+    }
+  }
+
+  const Factors& factors_;
+  const Epilogue& epilogue_;
+  const Matrix& out_;
+  const size_t k_;  // padded to 32, as weights are
+  const Packed x_;
+  const bool few_, ready_;
+};
+
+}  // namespace
+
+bool amx_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+                 const Matrix& out) {
+  if (x.rows < kLeastRows) return false;
+  switch (factors.weight.dtype) {
+    case DType::bf16: TileProduct<Bf16Tiles>(context, x, factors, epilogue, out); return true;
+    case DType::i8:
+    case DType::i4: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
+    default: return false;
+  }
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

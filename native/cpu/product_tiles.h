@@ -4,7 +4,7 @@
 // k / 4 of row r at [(k / 4) * R + r]), so that a block reads one stream whatever the row stride.
 #pragma once
 #include "../gen/abi.h"
-#include "simd.h"
+#include "parallel.h"
 
 namespace ingot::cpu::INGOT_ISA {
 
@@ -95,14 +95,14 @@ struct FloatProduct {
 struct Int8Weights {
   using Element = int8_t;
   static constexpr int32_t kOffset = kQuadOffset;
-  static constexpr size_t kPerElement = 1;
+  static constexpr size_t kPerElement = 1, kSpan = kQuantBlock;
   template <int Parity>
   static auto load(const int8_t* tile, size_t quad) { return load_quads(tile + quad * 4 * kLanes); }
 };
 struct Int4Weights {
   using Element = uint8_t;
   static constexpr int32_t kOffset = kNibbleOffset;
-  static constexpr size_t kPerElement = 2;
+  static constexpr size_t kPerElement = 2, kSpan = kQuantGroup;
   template <int Parity>
   static auto load(const uint8_t* tile, size_t quad) { return load_nibbles<Parity>(tile + quad / 2 * 4 * kLanes); }
 };
@@ -110,11 +110,13 @@ struct Int4Weights {
 template <class Weights>
 struct IntegerProduct {
   using Element = typename Weights::Element;
+  static constexpr bool kSubScaled = Weights::kSpan == kQuantGroup;
   const int8_t* panels;        // rows x k
-  const float* row_scales;     // panels of (group, row)
-  const int32_t* row_offsets;  // panels of (group, row): -kOffset times the group's sum
+  const float* row_scales;     // panels of (block, row)
+  const int32_t* row_offsets;  // panels of (span, row): -kOffset times the span's sum
   const Element* weight;
   const uint16_t* scales;
+  const int8_t* sub_scales;    // of int4
   size_t k;                    // a multiple of kQuantGroup
   size_t tile_stride() const { return k * kLanes / Weights::kPerElement; }
 
@@ -132,30 +134,60 @@ struct IntegerProduct {
     }
   }
 
+  // The sums over one span, biased by its offsets.
+  template <int R, int T>
+  void span(const int8_t* a, const Element* w, const int32_t* offset, size_t at, Ints (&s)[R][T]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) s[r][t] = set_int(offset[at * R + r]);
+    const size_t first = at * (Weights::kSpan / 4), last = first + Weights::kSpan / 4;
+    for (size_t quad = first; quad < (last < k / 4 ? last : k / 4); quad += 2) {
+      step<0>(a, w, quad, s);
+      step<1>(a, w, quad + 1, s);
+    }
+  }
+
+  // The integer sums of block `at`.
+  template <int R, int T>
+  void sum(const int8_t* a, const Element* w, const int32_t* offset, size_t tile, size_t at, Ints (&total)[R][T]) const {
+    if constexpr (!kSubScaled) {
+      span(a, w, offset, at, total);
+    } else {
+      constexpr size_t kGroups = kQuantBlock / kQuantGroup;
+      const size_t groups = k / kQuantGroup, end = (at + 1) * kGroups < groups ? (at + 1) * kGroups : groups;
+      for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) total[r][t] = set_int(0);
+      for (size_t g = at * kGroups; g < end; ++g) {
+        Ints s[R][T];
+        span(a, w, offset, g, s);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const Ints scale = load_ints(sub_scales + ((tile + t) * groups + g) * kLanes);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) total[r][t] = add_product16(total[r][t], s[r][t], scale);
+        }
+      }
+    }
+  }
+
   template <int R, int T>
   void block(size_t row, size_t tile, Vec (&acc)[R][T]) const {
-    const size_t groups = k / kQuantGroup;
+    const size_t blocks = ceil_div(k, kQuantBlock);
     const int8_t* a = panels + row * k;
     const Element* w = weight + tile * tile_stride();
-    const float* row_scale = row_scales + row * groups;
-    const int32_t* offset = row_offsets + row * groups;
+    const float* row_scale = row_scales + row * blocks;
+    const int32_t* offset = row_offsets + row * ceil_div(k, Weights::kSpan);
     clear(acc);
-    for (size_t g = 0; g < groups; ++g) {
-      Ints s[R][T];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) s[r][t] = set_int(offset[g * R + r]);
-      for (size_t quad = g * 8; quad < g * 8 + 8; quad += 2) {
-        step<0>(a, w, quad, s);
-        step<1>(a, w, quad + 1, s);
-      }
+    for (size_t b = 0; b < blocks; ++b) {
+      Ints total[R][T];
+      sum(a, w, offset, tile, b, total);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        const Vec scale = load_f16(scales + ((tile + t) * groups + g) * kLanes);
+        const Vec scale = load_f16(scales + ((tile + t) * blocks + b) * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          acc[r][t] = fma(to_float(s[r][t]), scale * set(row_scale[g * R + r]), acc[r][t]);
+          acc[r][t] = fma(to_float(total[r][t]), scale * set(row_scale[b * R + r]), acc[r][t]);
         }
       }
     }

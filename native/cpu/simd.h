@@ -97,6 +97,10 @@ inline Part part_fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); 
   Vec r;                                        \
   for (int i = 0; i < kParts; ++i) r.p[i] = expression; \
   return r
+#define INGOT_EACH_INT(expression)              \
+  Ints r;                                       \
+  for (int i = 0; i < kParts; ++i) r.p[i] = expression; \
+  return r
 
 inline Vec set(float x) { INGOT_EACH(part_set(x)); }
 inline Vec zero() { return set(0.0f); }
@@ -378,10 +382,82 @@ inline Ints dot(Ints sum, Weights w, int32_t activations) {
 }
 #endif
 
+// ---- int4 times a sub-scale ----
+
+// Sixteen int8, widened.
+inline Ints load_ints(const int8_t* p) {
+  typedef int8_t BytePart __attribute__((vector_size(16 / kParts)));
+  INGOT_EACH_INT(__builtin_convertvector(peek<BytePart>(p + i * 16 / kParts), IntPart));
+}
+// sum + a * b for a and b in 16 bits.
+inline Ints add_product16(Ints sum, Ints a, Ints b) {
+#if defined(INGOT_VNNI)
+  return {{(IntPart)_mm512_dpwssd_epi32((__m512i)sum.p[0], (__m512i)a.p[0], (__m512i)(b.p[0] & 0xffff))}};
+#elif defined(INGOT_ISA_avx2)
+  INGOT_EACH_INT(sum.p[i] + (IntPart)_mm256_madd_epi16((__m256i)a.p[i], (__m256i)(b.p[i] & 0xffff)));
+#elif defined(INGOT_ISA_avx512)
+  return {{sum.p[0] + (IntPart)_mm512_madd_epi16((__m512i)a.p[0], (__m512i)(b.p[0] & 0xffff))}};
+#else
+  INGOT_EACH_INT(sum.p[i] + a.p[i] * b.p[i]);
+#endif
+}
+
+// Quads of int8 from quads of int4 in the layout tile16x8: each lane's values times its sub-scale.
+class Int4Expander {
+ public:
+  // `sub_scales`: of 16 outputs, in [-15, 15].
+  explicit Int4Expander(const int8_t* sub_scales) {
+    const Ints v = load_ints(sub_scales);
+    for (int i = 0; i < kParts; ++i) {
+      const BitPart negative = (BitPart)(v.p[i] < 0), size = ((BitPart)v.p[i] ^ negative) - negative;
+      bias_[i] = 0x88888888u ^ negative;
+      factor_[i] = size | size << 16;
+      const BitPart offset = (size << 3) - (size & negative);
+      offset_[i] = (offset | offset << 8) * 0x10001u;
+    }
+  }
+  // 64 bytes of nibbles to two quads of 16 outputs. Biased to 0..15 (negated first where the sub-scale is negative), a
+  // nibble times 15 stays below 256: one product of 16 bits is two of a byte each, without a carry between them.
+  void expand(const uint8_t* nibbles, int8_t* quads) const {
+    typedef uint8_t BytePart __attribute__((vector_size(64 / kParts)));
+    typedef uint16_t ShortPart __attribute__((vector_size(64 / kParts)));
+    for (int i = 0; i < kParts; ++i) {
+      const BitPart biased = peek<BitPart>(nibbles + i * 64 / kParts) ^ bias_[i];
+      for (int half = 0; half < 2; ++half) {
+        const BitPart n = (half ? biased >> 4 : biased) & 0x0f0f0f0fu;
+        const BytePart scaled = (BytePart)((ShortPart)n * (ShortPart)factor_[i]) - (BytePart)offset_[i];
+        std::memcpy(quads + half * 64 + i * 64 / kParts, &scaled, sizeof scaled);
+      }
+    }
+  }
+
+ private:
+  BitPart bias_[kParts], factor_[kParts], offset_[kParts];
+};
+
 inline Ints set_int(int32_t x) {
   Ints r;
   for (int i = 0; i < kParts; ++i) r.p[i] = IntPart{} + x;
   return r;
+}
+inline void store_i8(int8_t* p, Ints v) {
+  typedef int8_t BytePart __attribute__((vector_size(16 / kParts)));
+  for (int i = 0; i < kParts; ++i) {
+    const BytePart bytes = __builtin_convertvector(v.p[i], BytePart);
+    std::memcpy(p + i * 16 / kParts, &bytes, sizeof bytes);
+  }
+}
+inline Ints operator+(Ints a, Ints b) { INGOT_EACH_INT(a.p[i] + b.p[i]); }
+inline int32_t reduce_add(Ints v) {
+#if defined(INGOT_ISA_portable) || defined(INGOT_ISA_avx2)
+  IntPart sum = v.p[0];
+  for (int i = 1; i < kParts; ++i) sum += v.p[i];
+  int32_t total = 0;
+  for (size_t i = 0; i < kLanes / kParts; ++i) total += sum[i];
+  return total;
+#else
+  return _mm512_reduce_add_epi32((__m512i)v.p[0]);
+#endif
 }
 inline Vec to_float(Ints v) { INGOT_EACH(__builtin_convertvector(v.p[i], Part)); }
 

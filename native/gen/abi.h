@@ -26,7 +26,7 @@ enum class RopeStyle : uint32_t { half = 0, interleaved = 1 };
 enum class Router : uint32_t { softmax = 0, sigmoid = 1 };
 enum class Pool : uint32_t { mean = 0, first = 1, last = 2 };
 inline constexpr uint32_t kSampleFlagSample = 1, kSampleFlagLogits = 2, kSampleFlagHidden = 4;
-inline constexpr uint32_t kTopLogprobs = 20, kQuantGroup = 32, kBlockTokens = 32, kStepVersion = 1, kRowResultBytes = 168;
+inline constexpr uint32_t kTopLogprobs = 20, kQuantBlock = 256, kQuantGroup = 32, kBlockTokens = 32, kStepVersion = 1, kRowResultBytes = 168;
 inline constexpr size_t kMaxOpcodes = 33;
 
 // The step buffer and its results (abi/step.ts).
@@ -245,7 +245,7 @@ namespace op::linear {
 inline constexpr uint16_t id = 6;
 enum : size_t { in_x = 0, in_residual = 1 };
 enum : size_t { out_out = 0 };
-enum : size_t { weight_weight = 0, weight_scales = 1, weight_bias = 2 };
+enum : size_t { weight_weight = 0, weight_scales = 1, weight_bias = 2, weight_sub_scales = 3 };
 struct Params {
   uint32_t size;
   uint16_t version_major, version_minor;
@@ -532,7 +532,7 @@ inline constexpr OpDef kOps[] = {
       {"out", 0, false, DType::f32, {1, {{12, 1, 1}}}}},
      4, {
       {"table", true, false, {1, {{8, 1, 1}}}, {1, {{12, 1, 1}}}},
-      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 32, 1}}}},
+      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 256, 1}}}},
       {"positions", false, true, {1, {{20, 1, 1}}}, {1, {{12, 1, 1}}}},
       {"types", false, true, {1, {{28, 1, 1}}}, {1, {{12, 1, 1}}}}},
      0, {},
@@ -578,10 +578,11 @@ inline constexpr OpDef kOps[] = {
       {"residual", kAnySpace, true, DType::f32, {1, {{8, 1, 1}}}}},
      1, {
       {"out", kAnySpace, false, DType::f32, {1, {{8, 1, 1}}}}},
-     3, {
+     4, {
       {"weight", true, false, {1, {{8, 1, 1}}}, {1, {{12, 1, 1}}}},
-      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 32, 1}}}},
-      {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}}},
+      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 256, 1}}}},
+      {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}},
+      {"sub_scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 32, 1}}}}},
      0, {},
      3, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}}},
     {7, "logits", 1, 1, 0, 24,
@@ -591,7 +592,7 @@ inline constexpr OpDef kOps[] = {
       {"out", 1, false, DType::f32, {1, {{8, 1, 1}}}}},
      3, {
       {"weight", true, false, {1, {{8, 1, 1}}}, {1, {{12, 1, 1}}}},
-      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 32, 1}}}},
+      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 256, 1}}}},
       {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}}},
      0, {},
      4, {{0, 0x0u}, {0, 0x0u}, {0, 0x3f800000u}, {0, 0x0u}}},
@@ -663,9 +664,9 @@ inline constexpr OpDef kOps[] = {
       {"gate", true, false, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 1, 1}}}},
       {"up", true, false, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 1, 1}}}},
       {"down", true, false, {2, {{16, 1, 1}, {8, 1, 1}}}, {1, {{12, 1, 1}}}},
-      {"gate_scales", true, true, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 32, 1}}}},
-      {"up_scales", true, true, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 32, 1}}}},
-      {"down_scales", true, true, {2, {{16, 1, 1}, {8, 1, 1}}}, {1, {{12, 32, 1}}}}},
+      {"gate_scales", true, true, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 256, 1}}}},
+      {"up_scales", true, true, {2, {{16, 1, 1}, {12, 1, 1}}}, {1, {{8, 256, 1}}}},
+      {"down_scales", true, true, {2, {{16, 1, 1}, {8, 1, 1}}}, {1, {{12, 256, 1}}}}},
      0, {},
      8, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x3f800000u}}},
     {15, "conv_state", 1, 1, 0, 24,

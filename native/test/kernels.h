@@ -143,11 +143,36 @@ inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtyp
 inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtype) {
   return random_weight(random, rows, cols, dtype, layout_of(dtype));
 }
+inline size_t spans(size_t cols, size_t span) { return (cols + span - 1) / span; }
 inline Stored random_scales(Random& random, size_t rows, size_t cols) {
-  std::vector<float> values(rows * ((cols + 31) / 32));
+  std::vector<float> values(rows * spans(cols, kQuantBlock));
   for (float& v : values) v = float(0.001 + random.uniform() * 0.02);
-  return pack(values, rows, (cols + 31) / 32, DType::f16, Layout::tile16);
+  return pack(values, rows, spans(cols, kQuantBlock), DType::f16, Layout::tile16);
 }
+inline Stored random_sub_scales(Random& random, size_t rows, size_t cols) {
+  std::vector<float> values(rows * spans(cols, kQuantGroup));
+  for (float& v : values) v = float(int(random.below(31)) - 15);
+  return pack(values, rows, spans(cols, kQuantGroup), DType::i8, Layout::tile16);
+}
+// What a weight of a format is stored as; its value at (row, column).
+struct StoredFactors {
+  Stored weight, scales, sub_scales;
+  StoredFactors(Random& random, size_t rows, size_t cols, DType dtype)
+      : weight(random_weight(random, rows, cols, dtype)), scales(random_scales(random, rows, cols)),
+        sub_scales(random_sub_scales(random, rows, cols)) {}
+  bool scaled() const { return has_scales(weight.dtype); }
+  // Integer of int8, integer times sub-scale of int4, else the value.
+  float unscaled(size_t r, size_t c) const {
+    return weight.at(r, c) * (weight.dtype == DType::i4 ? sub_scales.at(r, c / kQuantGroup) : 1.0f);
+  }
+  float at(size_t r, size_t c) const { return unscaled(r, c) * (scaled() ? scales.at(r, c / kQuantBlock) : 1.0f); }
+  void give(Call& call) const {
+    call.weights[op::linear::weight_weight] = weight.weight();
+    if (scaled()) call.weights[op::linear::weight_scales] = scales.weight();
+    if (weight.dtype == DType::i4) call.weights[op::linear::weight_sub_scales] = sub_scales.weight();
+  }
+};
+static_assert(size_t(op::linear::weight_scales) == op::logits::weight_scales);
 inline Stored random_row(Random& random, size_t cols) {
   return random_weight(random, 1, cols, DType::f32, Layout::row);
 }

@@ -25,8 +25,10 @@ double seconds(const KernelTable& table, unsigned threads, uint16_t opcode, cons
 }
 
 void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size_t m, size_t n, size_t k) {
-  const size_t bytes = byte_size(dtype, n * k), scale_bytes = has_scales(dtype) ? n * k / 32 * 2 : 0;
-  std::vector<std::byte> weight(bytes), scales(scale_bytes);
+  const auto tensor = [&](DType type, size_t cols) { return std::vector<std::byte>(byte_size(type, n * cols)); };
+  const size_t blocks = spans(k, kQuantBlock), groups = spans(k, kQuantGroup);
+  const auto weight = tensor(dtype, k), scales = tensor(DType::f16, has_scales(dtype) ? blocks : 0);
+  const auto sub_scales = tensor(DType::i8, dtype == DType::i4 ? groups : 0);
   Register x(m, k), out(m, n);
   Random random(1);
   x.fill(random);
@@ -34,12 +36,17 @@ void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size
   Call call{};
   call.inputs[0] = x.matrix();
   call.outputs[0] = out.matrix();
-  call.weights[0] = {weight.data(), uint32_t(n), uint32_t(k), dtype, layout_of(dtype)};
-  if (scale_bytes) call.weights[1] = {scales.data(), uint32_t(n), uint32_t(k / 32), DType::f16, Layout::tile16};
+  const auto give = [&](size_t slot, const std::vector<std::byte>& bytes, size_t cols, DType type, Layout layout) {
+    if (!bytes.empty()) call.weights[slot] = {bytes.data(), uint32_t(n), uint32_t(cols), type, layout};
+  };
+  give(op::linear::weight_weight, weight, k, dtype, layout_of(dtype));
+  give(op::linear::weight_scales, scales, blocks, DType::f16, Layout::tile16);
+  give(op::linear::weight_sub_scales, sub_scales, groups, DType::i8, Layout::tile16);
   call.params = &params;
   const double s = seconds(*set.table, threads, op::linear::id, Step{}, call);
   const char* name = dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16";
-  const double gigabytes = double(bytes + scale_bytes) * 1e-9, gigaflops = 2e-9 * double(m * n * k);
+  const double gigabytes = double(weight.size() + scales.size() + sub_scales.size()) * 1e-9;
+  const double gigaflops = 2e-9 * double(m * n * k);
   std::printf("  linear %-4s %4zu x %zu x %zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", name, m, n, k, s * 1e6,
               gigabytes / s, gigaflops / s);
 }

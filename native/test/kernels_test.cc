@@ -24,15 +24,16 @@ float canonical(const float* x, const Stored& w, size_t n, bool round) {
 }
 
 // The same for int8 and int4 weights.
-float canonical_integer(const float* x, const Stored& w, const Stored& scales, size_t n) {
+float canonical_integer(const float* x, const StoredFactors& w, size_t n) {
   float sum = 0;
-  for (size_t k0 = 0; k0 < w.cols; k0 += 32) {
-    const size_t end = std::min(k0 + 32, w.cols);
+  const size_t cols = w.weight.cols;
+  for (size_t k0 = 0; k0 < cols; k0 += 256) {
+    const size_t end = std::min(k0 + 256, cols);
     float most = 0;
     for (size_t k = k0; k < end; ++k) most = std::max(most, std::fabs(x[k]));
     int dot = 0;
-    for (size_t k = k0; k < end && most > 0; ++k) dot += int(std::nearbyint(x[k] * (127 / most))) * int(w.at(n, k));
-    sum = std::fma(float(dot), scales.at(n, k0 / 32) * (most / 127), sum);
+    for (size_t k = k0; k < end && most > 0; ++k) dot += int(std::nearbyint(x[k] * (127 / most))) * int(w.unscaled(n, k));
+    sum = std::fma(float(dot), w.scales.at(n, k0 / 256) * (most / 127), sum);
   }
   return sum;
 }
@@ -43,8 +44,8 @@ void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   x.fill(random);
   residual.fill(random);
   if (m > 1) std::fill_n(x.row(1), k, 0.0f);
-  const Stored w = random_weight(random, n, k, dtype), bias = random_row(random, n);
-  const Stored scales = random_scales(random, n, k);
+  const StoredFactors w(random, n, k, dtype);
+  const Stored bias = random_row(random, n);
   const bool plain = random.below(2);
   const Activation activation = plain ? Activation::none : Activation(random.below(8));
   const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), uint32_t(activation)};
@@ -52,23 +53,21 @@ void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   call.inputs[op::linear::in_x] = x.matrix();
   if (!plain) call.inputs[op::linear::in_residual] = residual.matrix();
   call.outputs[0] = out.matrix();
-  call.weights[op::linear::weight_weight] = w.weight();
-  if (has_scales(dtype)) call.weights[op::linear::weight_scales] = scales.weight();
+  w.give(call);
   if (!plain) call.weights[op::linear::weight_bias] = bias.weight();
   call.params = &params;
   run_everywhere(op::linear::id, kNoStep, call, {&out});
 
   for (size_t r = 0; r < m; ++r) {
     for (size_t c = 0; c < n; ++c) {
-      const float sum = has_scales(dtype) ? canonical_integer(x.row(r), w, scales, c)
-                                           : canonical(x.row(r), w, c, dtype == DType::bf16);
+      const float sum = w.scaled() ? canonical_integer(x.row(r), w, c)
+                                   : canonical(x.row(r), w.weight, c, dtype == DType::bf16);
       double exact = 0, magnitude = 0;
       for (size_t i = 0; i < k; ++i) {
-        const double scale = has_scales(dtype) ? double(scales.at(c, i / 32)) : 1;
-        exact += double(x.row(r)[i]) * double(w.at(c, i)) * scale;
-        magnitude += std::fabs(double(x.row(r)[i]) * double(w.at(c, i)) * scale);
+        exact += double(x.row(r)[i]) * double(w.at(c, i));
+        magnitude += std::fabs(double(x.row(r)[i]) * double(w.at(c, i)));
       }
-      // bf16 rounds x to 2^-9; integer products round x to half a step of a group's largest
+      // bf16 rounds x to 2^-9; integer products round x to half a step of a block's largest
       const double tolerance = dtype == DType::bf16 ? 0x1p-8 : has_scales(dtype) ? 0.02 : 1e-5;
       CHECK(near(sum, exact, magnitude * tolerance + (has_scales(dtype) ? 0.5 : 1e-6)));
       if (plain) {
@@ -84,11 +83,10 @@ void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
 void logits_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   Register x(m, k), plain(m, n), capped(m, n);
   x.fill(random);
-  const Stored w = random_weight(random, n, k, dtype), scales = random_scales(random, n, k);
+  const StoredFactors w(random, n, k, dtype);
   Call call{};
   call.inputs[op::logits::in_x] = x.matrix();
-  call.weights[op::logits::weight_weight] = w.weight();
-  if (has_scales(dtype)) call.weights[op::logits::weight_scales] = scales.weight();
+  w.give(call);
   for (const auto& [out, scale, cap] : {std::tuple{&plain, 1.0f, 0.0f}, {&capped, 0.5f, 3.0f}}) {
     const op::logits::Params params{24, 1, 0, uint32_t(n), uint32_t(k), scale, cap};
     call.outputs[0] = out->matrix();
@@ -110,7 +108,8 @@ void test_products() {
     product_case(random, 130, 17, 70, dtype);   // rows are shared out
     product_case(random, 1, 1100, 130, dtype);  // tiles are
     product_case(random, 9, 300, 257, dtype);
-    logits_case(random, 3, 50, 33, dtype);
+    product_case(random, 70, 40, 600, dtype);   // a chunk of tiles, and a block that ends within one
+    if (dtype != DType::i4) logits_case(random, 3, 50, 33, dtype);
   }
 }
 
@@ -121,13 +120,12 @@ void test_batch_invariance() {
     const size_t m = 41, n = 90, k = 100;
     Register x(m, k), together(m, n), alone(1, n);
     x.fill(random);
-    const Stored w = random_weight(random, n, k, dtype), scales = random_scales(random, n, k);
+    const StoredFactors w(random, n, k, dtype);
     const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), 0};
     Call call{};
     call.inputs[0] = x.matrix();
     call.outputs[0] = together.matrix();
-    call.weights[0] = w.weight();
-    if (has_scales(dtype)) call.weights[1] = scales.weight();
+    w.give(call);
     call.params = &params;
     run_everywhere(op::linear::id, kNoStep, call, {&together});
     for (size_t r = 0; r < m; ++r) {
@@ -261,17 +259,18 @@ void test_tokens() {
   step.positions = positions.data();
   step.sequence_start = starts.data();
   step.row_token = rows.data();
-  for (uint32_t width : {1, 17, 32, 70}) {
+  for (uint32_t width : {1, 17, 32, 70, 300}) {
     for (DType dtype : kWeights) {
+      if (dtype == DType::i4) continue;
       Register out(7, width);
-      const Stored table = random_weight(random, 37, width, dtype), scales = random_scales(random, 37, width);
+      const StoredFactors table(random, 37, width, dtype);
       const Stored learned = random_weight(random, 6, width, DType::f32, Layout::row);
       const Stored types = random_weight(random, 2, width, DType::f32, Layout::row);
       const op::embed::Params params{32, 1, 0, 37, width, 2.5f, 6, 2, 2};
       Call call{};
       call.outputs[0] = out.matrix();
-      call.weights[op::embed::weight_table] = table.weight();
-      if (has_scales(dtype)) call.weights[op::embed::weight_scales] = scales.weight();
+      call.weights[op::embed::weight_table] = table.weight.weight();
+      if (table.scaled()) call.weights[op::embed::weight_scales] = table.scales.weight();
       call.weights[op::embed::weight_positions] = learned.weight();
       call.weights[op::embed::weight_types] = types.weight();
       call.params = &params;
@@ -279,7 +278,7 @@ void test_tokens() {
       for (size_t t = 0; t < 7; ++t)
         for (size_t c = 0; c < width; ++c) {
           const size_t id = size_t(ids[t]);
-          const float value = table.at(id, c) * (has_scales(dtype) ? scales.at(id, c / 32) : 1.0f) * 2.5f;
+          const float value = table.at(id, c) * 2.5f;
           CHECK(out.row(t)[c] == value + learned.at(size_t(positions[t]) + 2, c) + types.at(0, c));
         }
     }

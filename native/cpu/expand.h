@@ -1,0 +1,22 @@
+// int4 weights as int8: quads of tile16x8 times their sub-scales, in the layout tile16x4.
+#pragma once
+#include "product.h"
+
+namespace ingot::cpu::INGOT_ISA {
+
+// Elements [ks.begin, ks.end) along K, multiples of 32 within the padded `k`, of one tile of 16 outputs.
+inline void expand_tile(const Factors& factors, size_t k, size_t tile, Range ks, int8_t* out) {
+  constexpr size_t kGroupBytes = kQuantGroup * kLanes / 2, kVectorBytes = 64;
+  const size_t groups = k / kQuantGroup;
+  const uint8_t* nibbles = factors.weight.as<uint8_t>() + tile * groups * kGroupBytes;
+  const int8_t* sub_scales = factors.sub_scales.as<int8_t>() + tile * groups * kLanes;
+  for (size_t g = ks.begin / kQuantGroup; g < ks.end / kQuantGroup; ++g) {
+    const Int4Expander expander(sub_scales + g * kLanes);
+    __builtin_prefetch(nibbles + (g + 4) * kGroupBytes);
+    for (size_t i = 0; i < kGroupBytes; i += kVectorBytes, out += 2 * kVectorBytes) {
+      expander.expand(nibbles + g * kGroupBytes + i, out);
+    }
+  }
+}
+
+}  // namespace ingot::cpu::INGOT_ISA
