@@ -18,7 +18,7 @@ constexpr size_t kChunkSteps = 16;    // 2 x 16 KB of weights
 constexpr size_t kPanelTiles = 16;    // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kPassRows = 512;
 constexpr size_t kFewRows = 64;       // up to here a step is bound by memory: weights are prefetched, in two streams
-constexpr size_t kPrefetchBytes = 2048;
+constexpr size_t kTilePrefetchBytes = 2048;
 // Rows from which a tile product beats vectors: fewer leave most of a tile empty.
 constexpr size_t kLeastRows = 5;
 
@@ -38,7 +38,7 @@ using Sums = T[2][2][kRows * kLanes];
 struct Steps { const std::byte *x[2], *weights[2]; };
 
 void prefetch_tile(const std::byte* p) {
-  for (size_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(p + kPrefetchBytes + i, _MM_HINT_T0);
+  for (size_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(p + kTilePrefetchBytes + i, _MM_HINT_T0);
 }
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights. The intrinsics are macros that take numerals only.

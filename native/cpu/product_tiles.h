@@ -13,6 +13,10 @@ inline constexpr int kPanel = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
 // Tiles a block takes at once: fewer rows leave registers for more tiles, hence more memory streams.
 inline constexpr int tiles_of(int rows) { return kParts == 1 ? (rows <= 2 ? 4 : 2) : (rows == 1 ? 2 : 1); }
 
+// How far ahead of a load its line is asked for: a core reads a tenth faster than its own prefetchers make it.
+inline constexpr size_t kPrefetchBytes = 1024;
+inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kPrefetchBytes); }
+
 template <int R, int T>
 inline void clear(Vec (&sums)[R][T]) {
   for (int r = 0; r < R; ++r)
@@ -53,7 +57,10 @@ struct FloatProduct {
   void step(const float* a, const typename Weights::Element* w, size_t at, Vec (&s)[R][T]) const {
     Vec b[T];
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) b[t] = Weights::template load<Parity>(w + t * tile_stride(), at);
+    for (int t = 0; t < T; ++t) {
+      b[t] = Weights::template load<Parity>(w + t * tile_stride(), at);
+      if (Parity == 0) prefetch(w + t * tile_stride() + at * kLanes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec x = set(a[at * R + r]);
@@ -125,7 +132,10 @@ struct IntegerProduct {
   void step(const int8_t* a, const Element* w, size_t quad, Ints (&s)[R][T]) const {
     decltype(Weights::template load<Parity>(w, quad)) b[T];
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) b[t] = Weights::template load<Parity>(w + t * tile_stride(), quad);
+    for (int t = 0; t < T; ++t) {
+      b[t] = Weights::template load<Parity>(w + t * tile_stride(), quad);
+      if (Parity == 0 || Weights::kPerElement == 1) prefetch(w + t * tile_stride() + quad * 64 / Weights::kPerElement);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int32_t x = peek<int32_t>(a + (quad * R + r) * 4);

@@ -119,6 +119,8 @@ int main(int argc, char** argv) {
       product(set, threads, dtype, 1, 256, 256);      // in L2
       product(set, threads, dtype, 1, 16384, 8192);   // in memory
       for (size_t m : {4, 8, 64, 256}) product(set, threads, dtype, m, 2048, 2048);
+      for (size_t m : {1, 8, 32}) product(set, threads, dtype, m, 65536, 8192);
+      for (size_t k : {2048, 8192}) product(set, threads, dtype, 512, 18432 - k, k);
     }
     attention(set, threads, 1, 2048);
     attention(set, threads, 512, 0);
