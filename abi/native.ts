@@ -78,6 +78,26 @@ export interface NativeModel {
   dispose(): void
 }
 
+export interface NativeProbeOptions {
+  /** Instruction set; the best available when empty. */
+  readonly isa: string
+  /** 0: as many as the machine has physical cores. */
+  readonly threads: number
+}
+
+/** Ceilings of one instruction set, measured on the shared pool. */
+export interface NativeCeilings {
+  readonly isa: string
+  readonly threads: number
+  /** Bytes of the buffer that was read. */
+  readonly bytes: number
+  /**
+   * One value a window: GB/s (10^9) of `read` (two prefetched streams a thread) and `read_plain`; GOP/s (10^9, a
+   * multiply-add is two) of f32, i8, bf16 (vectors) and i8_tile, bf16_tile (AMX), where the instruction set has them.
+   */
+  readonly measurements: readonly { readonly name: string; readonly samples: readonly number[] }[]
+}
+
 export interface Addon {
   machine(): Machine
   /** Null: the plan is sound. Never throws on any bytes. */
@@ -85,6 +105,8 @@ export interface Addon {
   /** Private, lazily read mapping of a whole file; freed with the buffer. Writes to it stay private. */
   mapFile(path: string): ArrayBuffer
   openModel(options: NativeModelOptions): NativeModel | NativeFault
+  /** Measures for about a second, off the event loop; steps of open models take turns with it. */
+  probe(options: NativeProbeOptions): Promise<NativeCeilings | NativeFault>
 }
 
 let loaded: Addon | undefined

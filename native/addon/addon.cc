@@ -9,6 +9,7 @@
 #include "../cpu/cpu.h"
 #include "native_model.h"
 #include "open_model.h"
+#include "probe.h"
 #include "values.h"
 
 namespace ingot::addon {
@@ -105,6 +106,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("verifyPlan", Napi::Function::New<guarded<verify_plan>>(env, "verifyPlan"));
   exports.Set("mapFile", Napi::Function::New<guarded<map_file>>(env, "mapFile"));
   exports.Set("openModel", Napi::Function::New<guarded<open_model>>(env, "openModel"));
+  exports.Set("probe", Napi::Function::New<guarded<probe>>(env, "probe"));
   return exports;
 }
 

@@ -1,6 +1,5 @@
 #include "open_model.h"
 
-#include "../cpu/cpu.h"
 #include "native_model.h"
 #include "values.h"
 
@@ -45,7 +44,8 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
   return options;
 }
 
-// The table of `isa`, or of the best available when that is empty.
+}  // namespace
+
 const cpu::InstructionSet* find_isa(const std::string& isa) {
   for (const cpu::InstructionSet& set : cpu::instruction_sets())
     if (set.table && (isa.empty() || isa == set.name)) return &set;
@@ -58,8 +58,6 @@ Fault isa_fault(const std::string& isa) {
     if (set.table) available += (available.empty() ? "" : ", ") + std::string(set.name);
   return {"ISA_UNAVAILABLE", {{"isa", isa}, {"available", available}}};
 }
-
-}  // namespace
 
 Napi::Value open_model(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();

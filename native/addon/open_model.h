@@ -2,7 +2,16 @@
 #pragma once
 #include <napi.h>
 
+#include <string>
+
+#include "../core/status.h"
+#include "../cpu/cpu.h"
+
 namespace ingot::addon {
+
+// The instruction set of a name, or the best available when that is empty; nullptr: see isa_fault.
+const cpu::InstructionSet* find_isa(const std::string& isa);
+Fault isa_fault(const std::string& isa);
 
 // A NativeModel, or a NativeFault. Throws a TypeError for wrong options.
 Napi::Value open_model(const Napi::CallbackInfo& info);

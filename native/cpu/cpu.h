@@ -4,12 +4,14 @@
 #include <string>
 
 #include "../core/kernel.h"
+#include "probe.h"
 
 namespace ingot::cpu {
 
 struct InstructionSet {
   const char* name;            // "avx512_vnni"
   const KernelTable* table;    // nullptr: not available on this machine
+  const ProbeTable* probes;    // nullptr likewise
   const char* missing;         // why not: "the CPU has no amx_bf16"
 };
 

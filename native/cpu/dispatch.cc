@@ -19,7 +19,7 @@
 
 namespace ingot::cpu {
 
-#define INGOT_DECLARE(isa) namespace isa { extern const KernelTable table; }
+#define INGOT_DECLARE(isa) namespace isa { extern const KernelTable table; extern const ProbeTable probes; }
 INGOT_DECLARE(portable)
 #if defined(INGOT_HAS_avx2)
 INGOT_DECLARE(avx2)
@@ -107,20 +107,20 @@ const char* missing(std::initializer_list<const char*> names) {
 std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets;
 #if defined(INGOT_HAS_avx2)
-  const auto add = [&](const char* name, const KernelTable& table, const char* reason) {
-    sets.push_back({name, reason ? nullptr : &table, reason});
+  const auto add = [&](const char* name, const KernelTable& table, const ProbeTable& probes, const char* reason) {
+    sets.push_back({name, reason ? nullptr : &table, reason ? nullptr : &probes, reason});
   };
   const char* avx2 = missing({"avx2", "fma", "f16c"});
   const char* avx512 = avx2 ? avx2 : missing({"avx512f", "avx512bw", "avx512dq", "avx512vl"});
   const char* vnni = avx512 ? avx512 : missing({"avx512_vnni", "avx512_bf16"});
   const char* amx = vnni ? vnni : missing({"amx_tile", "amx_int8", "amx_bf16"});
   if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
-  add("amx", amx::table, amx);
-  add("avx512_vnni", avx512_vnni::table, vnni);
-  add("avx512", avx512::table, avx512);
-  add("avx2", avx2::table, avx2);
+  add("amx", amx::table, amx::probes, amx);
+  add("avx512_vnni", avx512_vnni::table, avx512_vnni::probes, vnni);
+  add("avx512", avx512::table, avx512::probes, avx512);
+  add("avx2", avx2::table, avx2::probes, avx2);
 #endif
-  sets.push_back({"portable", &portable::table, nullptr});
+  sets.push_back({"portable", &portable::table, &portable::probes, nullptr});
   return sets;
 }
 

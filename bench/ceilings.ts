@@ -1,0 +1,50 @@
+/**
+ * What this machine can do at most, measured in the same run as what is compared with it: read bandwidth, and the peak
+ * of multiply-adds by the type of their operands.
+ */
+import { addon } from '../abi/native.ts'
+import { type ErrorCode, type ErrorDetails, fail } from '../errors.ts'
+import { type Spread, spread } from './measure.ts'
+
+/** Arithmetic that has a peak of its own: by the dtype of the weights, int8 and int4 alike. */
+export type Arithmetic = 'f32' | 'bf16' | 'i8'
+
+export interface Ceilings {
+  readonly isa: string
+  readonly threads: number
+  /** GB/s (10^9) of all threads: two prefetched streams each, and one plain loop each. */
+  readonly read: Spread
+  readonly readPlain: Spread
+  /** GOP/s (10^9; a multiply-add is two) of all threads: the best of the units that can do it. */
+  readonly peak: Readonly<Record<Arithmetic, Spread>>
+  /** The same by unit: f32, i8 and bf16 vectors, i8_tile and bf16_tile of AMX. */
+  readonly units: Readonly<Record<string, Spread>>
+}
+
+/** Units whose results a product of that arithmetic may use; a wider type serves a narrower one. */
+const serves: Readonly<Record<Arithmetic, readonly string[]>> = {
+  f32: ['f32'],
+  bf16: ['f32', 'bf16', 'bf16_tile'],
+  i8: ['f32', 'i8', 'i8_tile'],
+}
+
+/**
+ * Measures for about a second, off the event loop. `threads` 0: physical cores; `isa` empty: the best. Throws
+ * ISA_UNAVAILABLE, OUT_OF_MEMORY, ADDON_MISSING.
+ */
+export async function ceilings({ threads = 0, isa = '' }: { threads?: number; isa?: string } = {}): Promise<Ceilings> {
+  const found = await addon().probe({ threads, isa })
+  if ('code' in found) throw fail(found.code as ErrorCode, found.details as ErrorDetails<ErrorCode>)
+  const all = new Map(found.measurements.map(({ name, samples }) => [name, spread(samples)]))
+  const best = (names: readonly string[]) =>
+    names.flatMap((name) => all.get(name) ?? []).reduce((a, b) => (b.median > a.median ? b : a))
+  const units = Object.fromEntries([...all].filter(([name]) => !name.startsWith('read')))
+  return {
+    isa: found.isa,
+    threads: found.threads,
+    read: best(['read', 'read_plain']),
+    readPlain: best(['read_plain']),
+    peak: { f32: best(serves.f32), bf16: best(serves.bf16), i8: best(serves.i8) },
+    units,
+  }
+}
