@@ -12,8 +12,8 @@ inline void expand_tile(const Factors& factors, size_t k, size_t tile, Range ks,
   const int8_t* sub_scales = factors.sub_scales.as<int8_t>() + tile * groups * kLanes;
   for (size_t g = ks.begin / kQuantGroup; g < ks.end / kQuantGroup; ++g) {
     const Int4Expander expander(sub_scales + g * kLanes);
-    __builtin_prefetch(nibbles + (g + 4) * kGroupBytes);
     for (size_t i = 0; i < kGroupBytes; i += kVectorBytes, out += 2 * kVectorBytes) {
+      __builtin_prefetch(nibbles + (g + 6) * kGroupBytes + i);
       expander.expand(nibbles + g * kGroupBytes + i, out);
     }
   }

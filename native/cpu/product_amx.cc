@@ -14,7 +14,8 @@ namespace ingot::cpu::INGOT_ISA {
 namespace {
 
 constexpr size_t kRows = kLanes, kTileBytes = 1024;
-constexpr size_t kChunkSteps = 16;    // 2 x 16 KB of weights
+constexpr size_t kChunkSteps = 8;     // 2 x 8 KB of weights, and as much of rows
+constexpr size_t kFewChunkSteps = 4;  // int4 for few rows: expanded and used at once
 constexpr size_t kPanelTiles = 16;    // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kPassRows = 512;
 constexpr size_t kFewRows = 64;       // up to here a step is bound by memory: weights are prefetched, in two streams
@@ -34,12 +35,24 @@ alignas(64) constexpr TileConfig kTiles;
 template <class T>
 using Sums = T[2][2][kRows * kLanes];
 
-// Operands of a run of steps: x[row tile] and weights[output tile], each one tile after the other.
-struct Steps { const std::byte *x[2], *weights[2]; };
-
-void prefetch_tile(const std::byte* p) {
-  for (size_t i = 0; i < kTileBytes; i += 64) _mm_prefetch(p + kTilePrefetchBytes + i, _MM_HINT_T0);
+template <auto Hint>
+inline void prefetch(const std::byte* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(p + i, Hint);
 }
+
+// What comes after, asked for meanwhile, some bytes at each step.
+struct Ahead {
+  const std::byte* at;
+  size_t bytes;  // a step, a multiple of 64
+  static size_t share(size_t total, size_t steps) { return round_up(ceil_div(total, steps), 64); }
+};
+
+// Operands of a run of steps: x[row tile] and weights[output tile], each one tile after the other.
+struct Steps {
+  const std::byte *x[2], *weights[2];
+  size_t weights_ahead;  // bytes from a weight tile to one wanted soon; 0: none
+  Ahead next[3];         // the weights of the next two tiles, the next chunk of rows
+};
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights. The intrinsics are macros that take numerals only.
 #define INGOT_TILE_DOT(instruction)                          \
@@ -62,12 +75,12 @@ struct Int8Tiles {
 
 // Adds step i to the sums.
 template <class Tiles, int R, int T>
-inline void step(const Steps& s, size_t i, bool prefetch) {
+inline void step(const Steps& s, size_t i) {
   const size_t at = i * kTileBytes;
-  if (prefetch) {
-    prefetch_tile(s.weights[0] + at);
-    if constexpr (T > 1) prefetch_tile(s.weights[1] + at);
+  if (s.weights_ahead) {
+    for (int t = 0; t < T; ++t) prefetch<_MM_HINT_T0>(s.weights[t] + at + s.weights_ahead, kTileBytes);
   }
+  for (const Ahead& next : s.next) prefetch<_MM_HINT_T1>(next.at + i * next.bytes, next.bytes);
   _tile_loadd(6, s.weights[0] + at, 64);
   _tile_loadd(4, s.x[0] + at, 64);
   Tiles::template dot<0>();
@@ -101,7 +114,7 @@ inline void store_tiles(Sums<Element>& sums) {
 // What a chunk of a block of sums needs besides its operands.
 struct Chunk {
   size_t steps;
-  bool first, prefetch;
+  bool first;
   // Of integers, from the chunk's first block on: scales of the two output tiles (a block apart: 16 each), of the rows
   // (a block apart: `rows`).
   const uint16_t* weight_scales[2];
@@ -120,7 +133,7 @@ void add_chunk(Bf16Tiles, const Steps& s, const Chunk& chunk, Sums<float>& acc) 
     if constexpr (R > 1) _tile_loadd(2, acc[1][0], 64);
     if constexpr (R > 1 && T > 1) _tile_loadd(3, acc[1][1], 64);
   }
-  for (size_t i = 0; i < chunk.steps; ++i) step<Bf16Tiles, R, T>(s, i, chunk.prefetch);
+  for (size_t i = 0; i < chunk.steps; ++i) step<Bf16Tiles, R, T>(s, i);
   store_tiles<R, T>(acc);
   asm volatile("" ::: "memory");
 }
@@ -151,7 +164,7 @@ void add_chunk(Int8Tiles, const Steps& s, const Chunk& chunk, Sums<float>& acc) 
     asm volatile("" ::: "memory");
     zero_tiles<R, T>();
     for (size_t i = 0; i < kBlockSteps; ++i) {
-      if (b * kBlockSteps + i < chunk.steps) step<Int8Tiles, R, T>(s, b * kBlockSteps + i, chunk.prefetch);
+      if (b * kBlockSteps + i < chunk.steps) step<Int8Tiles, R, T>(s, b * kBlockSteps + i);
       if (b) scale(b - 1, i);
     }
     store_tiles<R, T>(sums[b % 2]);
@@ -160,42 +173,56 @@ void add_chunk(Int8Tiles, const Steps& s, const Chunk& chunk, Sums<float>& acc) 
   for (size_t i = 0; i < kBlockSteps; ++i) scale(blocks - 1, i);
 }
 
-// x as tiles: (row tile, step) of 1 KB; rows and K are padded with zeros. Scales of integers: (block, row).
+// x as tiles: (chunk, row tile, step of the chunk) of 1 KB; rows and K are padded with zeros. A chunk lies in one piece:
+// rows a power of two apart would fall on the same sets of L2. Scales of integers: (block, row).
 struct Packed {
   const std::byte* tiles;
   const float* scales;
-  size_t rows, steps;  // rows padded to 16
+  size_t rows, steps, chunk_steps;  // rows padded to 16
+
+  static size_t bytes(size_t rows, size_t steps, size_t chunk_steps) { return rows * round_up(steps, chunk_steps) * 64; }
+  size_t offset(size_t row, size_t step) const {
+    const size_t chunk = step / chunk_steps, tile = (chunk * (rows / kRows) + row / kRows) * chunk_steps;
+    return (tile + step % chunk_steps) * kTileBytes + row % kRows * 64;
+  }
 };
 
-Packed pack(Bf16Tiles, const Context& context, const Matrix& x) {
-  const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Bf16Tiles::kStep);
-  std::byte* tiles = context.scratch.take<std::byte>(rows * steps * 64);
-  each_row(context, rows, x.width, [&](size_t r) {
-    std::byte* to = tiles + (r / kRows * steps * kRows + r % kRows) * 64;
-    for (size_t c = 0; c < steps * Bf16Tiles::kStep; c += kLanes) {
-      const size_t left = r < x.rows && c < x.width ? x.width - c : 0;
-      const Vec v = left ? load_n(x.row<float>(r) + c, left < kLanes ? left : kLanes) : zero();
-      store_bf16(reinterpret_cast<uint16_t*>(to + c / Bf16Tiles::kStep * kTileBytes + c % Bf16Tiles::kStep * 2), v);
-    }
-  });
-  return {tiles, nullptr, rows, steps};
+template <class Tiles>
+Packed packed(const Context& context, const Matrix& x, size_t chunk_steps, std::byte*& tiles) {
+  const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Tiles::kStep);
+  tiles = context.scratch.take<std::byte>(Packed::bytes(rows, steps, chunk_steps));
+  return {tiles, nullptr, rows, steps, chunk_steps};
 }
 
-Packed pack(Int8Tiles, const Context& context, const Matrix& x) {
-  const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Int8Tiles::kStep);
-  std::byte* tiles = context.scratch.take<std::byte>(rows * steps * 64);
-  float* scales = context.scratch.take<float>(rows * ceil_div(x.width, kQuantBlock));
-  each_row(context, rows, x.width, [&](size_t r) {
-    std::byte* to = tiles + (r / kRows * steps * kRows + r % kRows) * 64;
-    for (size_t i = 0; i < steps; ++i) std::memset(to + i * kTileBytes, 0, 64);
+Packed pack(Bf16Tiles, const Context& context, const Matrix& x, size_t chunk_steps) {
+  std::byte* tiles;
+  const Packed p = packed<Bf16Tiles>(context, x, chunk_steps, tiles);
+  each_row(context, p.rows, x.width, [&](size_t r) {
+    for (size_t c = 0; c < p.steps * Bf16Tiles::kStep; c += kLanes) {
+      const size_t left = r < x.rows && c < x.width ? x.width - c : 0;
+      const Vec v = left ? load_n(x.row<float>(r) + c, left < kLanes ? left : kLanes) : zero();
+      std::byte* to = tiles + p.offset(r, c / Bf16Tiles::kStep) + c % Bf16Tiles::kStep * 2;
+      store_bf16(reinterpret_cast<uint16_t*>(to), v);
+    }
+  });
+  return p;
+}
+
+Packed pack(Int8Tiles, const Context& context, const Matrix& x, size_t chunk_steps) {
+  std::byte* tiles;
+  Packed p = packed<Int8Tiles>(context, x, chunk_steps, tiles);
+  float* scales = context.scratch.take<float>(p.rows * ceil_div(x.width, kQuantBlock));
+  p.scales = scales;
+  each_row(context, p.rows, x.width, [&](size_t r) {
+    for (size_t i = 0; i < p.steps; ++i) std::memset(tiles + p.offset(r, i), 0, 64);
     const auto emit = [&](size_t k, Ints q) {
-      store_i8(reinterpret_cast<int8_t*>(to + k / Int8Tiles::kStep * kTileBytes + k % Int8Tiles::kStep), q);
+      store_i8(reinterpret_cast<int8_t*>(tiles + p.offset(r, k / Int8Tiles::kStep) + k % Int8Tiles::kStep), q);
     };
-    const auto scale = [&](size_t block, float s) { scales[block * rows + r] = s; };
+    const auto scale = [&](size_t block, float s) { scales[block * p.rows + r] = s; };
     if (r < x.rows) quantize_row(x.row<float>(r), x.width, emit, scale);
     else for (size_t k = 0; k < x.width; k += kQuantBlock) scale(k / kQuantBlock, 0);
   });
-  return {tiles, scales, rows, steps};
+  return p;
 }
 
 // Where a thread works: sums of a panel's blocks, and weights that do not lie ready.
@@ -209,8 +236,9 @@ class TileProduct {
  public:
   TileProduct(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
               const Matrix& out)
-      : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), x_(pack(Tiles{}, context, x)),
-        few_(x.rows <= kFewRows), ready_(factors.weight.dtype != DType::i4 && k_ % Tiles::kStep == 0) {
+      : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
+        halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
+        x_(pack(Tiles{}, context, x, few_ && halves_ ? kFewChunkSteps : kChunkSteps)) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     const size_t pass_rows = x_.rows < kPassRows ? round_up(x_.rows, 2 * kRows) : kPassRows;
     const size_t sums = kPanelTiles / 2 * (pass_rows / (2 * kRows)), chunk = 2 * kChunkSteps * kTileBytes;
@@ -239,39 +267,62 @@ class TileProduct {
     return reinterpret_cast<Sums<float>*>(w.sums)[pair * blocks + block];
   }
 
+  // Where a column of one output tile is stored.
+  const std::byte* stored(size_t tile, size_t k) const {
+    return factors_.weight.as<std::byte>() + (tile * k_ + k) * kColumnBytes / (halves_ ? 2 : 1);
+  }
+
   // Steps [begin, begin + steps) of one output tile.
   const std::byte* weights(size_t tile, size_t begin, size_t steps, std::byte* buffer) const {
     const size_t from = begin * Tiles::kStep, to = (begin + steps) * Tiles::kStep;
-    const std::byte* stored = factors_.weight.as<std::byte>() + tile * k_ * kColumnBytes;
-    if (ready_) return stored + from * kColumnBytes;
+    if (ready_) return stored(tile, from);
     const Range ks{from, to < k_ ? to : k_};
     if (to > k_) std::memset(buffer, 0, steps * kTileBytes);
-    if (factors_.weight.dtype == DType::i4) {
-      expand_tile(factors_, k_, tile, ks, reinterpret_cast<int8_t*>(buffer));
-    } else {
-      std::memcpy(buffer, stored + from * kColumnBytes, (ks.end - ks.begin) * kColumnBytes);
-    }
+    if (halves_) expand_tile(factors_, k_, tile, ks, reinterpret_cast<int8_t*>(buffer));
+    else std::memcpy(buffer, stored(tile, from), (ks.end - ks.begin) * kColumnBytes);
     return buffer;
   }
 
+  // What the steps of one pair of tiles ask for, over `blocks` blocks of rows: what the next pair and chunk read.
+  void look_ahead(Steps& s, Range tiles, size_t tile, Range rows, size_t begin, size_t steps, size_t blocks) const {
+    if (few_) {
+      s.weights_ahead = ready_ ? kTilePrefetchBytes : 0;
+      return;
+    }
+    const size_t after = begin + steps < x_.steps ? begin + steps : 0;
+    const bool last = tile + 2 >= tiles.end;
+    const size_t next = !last ? tile + 2 : after ? tiles.begin : tiles.end, from = last ? after : begin;
+    const size_t chunk_bytes = steps * kTileBytes / (halves_ ? 2 : 1), pair_steps = blocks * steps;
+    for (size_t t = 0; t < 2; ++t) {
+      s.next[t] = {stored(next + t, from * Tiles::kStep), Ahead::share(chunk_bytes, pair_steps)};
+    }
+    const size_t pairs = ceil_div(tiles.end - tiles.begin, 2), pair = (tile - tiles.begin) / 2;
+    const size_t bytes = Ahead::share((rows.end - rows.begin) * x_.chunk_steps * 64, pairs * pair_steps);
+    s.next[2] = {x_.tiles + x_.offset(rows.begin, after) + pair * pair_steps * bytes, bytes};
+  }
+
   void panel(Range tiles, Range rows, const TileWorkspace& w) const {
-    const size_t blocks = ceil_div(rows.end - rows.begin, 2 * kRows);
-    for (size_t begin = 0; begin < x_.steps; begin += kChunkSteps) {
-      const size_t steps = x_.steps - begin < kChunkSteps ? x_.steps - begin : kChunkSteps;
+    const size_t blocks = ceil_div(rows.end - rows.begin, 2 * kRows), chunk_steps = x_.chunk_steps;
+    for (size_t begin = 0; begin < x_.steps; begin += chunk_steps) {
+      const size_t steps = x_.steps - begin < chunk_steps ? x_.steps - begin : chunk_steps;
       for (size_t t = tiles.begin; t < tiles.end; t += 2) {
         const bool two = tiles.end - t > 1;
-        const std::byte* first = weights(t, begin, steps, w.weights);
-        const std::byte* second = two ? weights(t + 1, begin, steps, w.weights + kChunkSteps * kTileBytes) : nullptr;
+        Steps s{};
+        s.weights[0] = weights(t, begin, steps, w.weights);
+        if (two) s.weights[1] = weights(t + 1, begin, steps, w.weights + kChunkSteps * kTileBytes);
+        look_ahead(s, tiles, t, rows, begin, steps, blocks);
         for (size_t block = 0; block < blocks; ++block) {
           const size_t row = rows.begin + block * 2 * kRows;
-          chunk(t, two, row, rows.end - row > kRows, begin, steps, {{}, {first, second}},
+          chunk(t, two, row, rows.end - row > kRows, begin, steps, s,
                 sums_of(w, (t - tiles.begin) / 2, blocks, block));
+          for (Ahead& next : s.next) next.at += steps * next.bytes;
+          s.weights_ahead = 0;
         }
       }
     }
-    for (size_t t = tiles.begin; t < tiles.end; ++t) {
-      for (size_t row = rows.begin; row < rows.end; ++row) {
-        const size_t at = row - rows.begin;
+    for (size_t row = rows.begin; row < rows.end; ++row) {
+      const size_t at = row - rows.begin;
+      for (size_t t = tiles.begin; t < tiles.end; ++t) {
         const auto& sums = sums_of(w, (t - tiles.begin) / 2, blocks, at / (2 * kRows));
         const float* sum = sums[at / kRows % 2][(t - tiles.begin) % 2] + at % kRows * kLanes;
         finish(epilogue_, out_, row, t, load(sum));
@@ -283,12 +334,12 @@ class TileProduct {
              Sums<float>& acc) const {
     const size_t blocks = ceil_div(k_, kQuantBlock), block = begin * Tiles::kStep / kQuantBlock;
     const uint16_t* scales = factors_.scales.as<uint16_t>();
-    Chunk c{steps, begin == 0, few_ && ready_ && row == 0, {}, nullptr, x_.rows};
+    Chunk c{steps, begin == 0, {}, nullptr, x_.rows};
     if (x_.scales) {
       for (size_t t = 0; t < 2; ++t) c.weight_scales[t] = scales + ((tile + t) * blocks + block) * kLanes;
       c.row_scales = x_.scales + block * x_.rows + row;
     }
-    for (size_t r = 0; r < 2; ++r) s.x[r] = x_.tiles + ((row / kRows + r) * x_.steps + begin) * kTileBytes;
+    for (size_t r = 0; r < 2; ++r) s.x[r] = x_.tiles + x_.offset(row + r * kRows, begin);
     if (two_rows) {
       if (two_tiles) add_chunk<2, 2>(Tiles{}, s, c, acc);
       else add_chunk<2, 1>(Tiles{}, s, c, acc);
@@ -302,8 +353,8 @@ class TileProduct {
   const Epilogue& epilogue_;
   const Matrix& out_;
   const size_t k_;  // padded to 32, as weights are
+  const bool few_, halves_, ready_;  // few rows; int4; weights that are tiles as they lie
   const Packed x_;
-  const bool few_, ready_;
 };
 
 }  // namespace

@@ -194,20 +194,52 @@ inline Vec load_odd(const uint16_t* p) {
   return r;
 }
 
-inline Vec load_bf16(const uint16_t* p) {
-  Vec r;
-  for (int i = 0; i < kParts; ++i) {
-    const HalfPart half = peek<HalfPart>(p + i * 16 / kParts);
-    r.p[i] = (Part)(__builtin_convertvector(half, BitPart) << 16);
-  }
-  return r;
+// Integers widened and narrowed by instruction: GCC 12 takes a convertvector between these widths apart by element.
+#if defined(INGOT_ISA_portable)
+inline BitPart widen(const uint16_t* p) { return __builtin_convertvector(peek<HalfPart>(p), BitPart); }
+inline void narrow(uint16_t* p, BitPart v) {
+  const HalfPart half = __builtin_convertvector(v, HalfPart);
+  std::memcpy(p, &half, sizeof half);
 }
+inline IntPart widen(const int8_t* p) { return IntPart{p[0], p[1], p[2], p[3]}; }
+inline void narrow(int8_t* p, IntPart v) {
+  for (int i = 0; i < 4; ++i) p[i] = int8_t(v[i]);
+}
+#elif defined(INGOT_ISA_avx2)
+inline BitPart widen(const uint16_t* p) {
+  return (BitPart)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void narrow(uint16_t* p, BitPart v) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8)));
+}
+inline IntPart widen(const int8_t* p) {
+  return (IntPart)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline void narrow(int8_t* p, IntPart v) {
+  const __m128i low = _mm256_castsi256_si128((__m256i)v), high = _mm256_extracti128_si256((__m256i)v, 1);
+  const __m128i shorts = _mm_packs_epi32(low, high);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(shorts, shorts));
+}
+#else
+inline BitPart widen(const uint16_t* p) {
+  return (BitPart)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void narrow(uint16_t* p, BitPart v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)v));
+}
+inline IntPart widen(const int8_t* p) {
+  return (IntPart)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void narrow(int8_t* p, IntPart v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+}
+#endif
+
+inline Vec load_bf16(const uint16_t* p) { INGOT_EACH((Part)(widen(p + i * 16 / kParts) << 16)); }
 inline void store_bf16(uint16_t* p, Vec v) {
   const Vec rounded = round_bf16(v);
-  for (int i = 0; i < kParts; ++i) {
-    const HalfPart half = __builtin_convertvector((BitPart)rounded.p[i] >> 16, HalfPart);
-    std::memcpy(p + i * 16 / kParts, &half, sizeof half);
-  }
+  for (int i = 0; i < kParts; ++i) narrow(p + i * 16 / kParts, (BitPart)rounded.p[i] >> 16);
 }
 
 // IEEE binary16, one at a time: what F16C computes.
@@ -385,10 +417,7 @@ inline Ints dot(Ints sum, Weights w, int32_t activations) {
 // ---- int4 times a sub-scale ----
 
 // Sixteen int8, widened.
-inline Ints load_ints(const int8_t* p) {
-  typedef int8_t BytePart __attribute__((vector_size(16 / kParts)));
-  INGOT_EACH_INT(__builtin_convertvector(peek<BytePart>(p + i * 16 / kParts), IntPart));
-}
+inline Ints load_ints(const int8_t* p) { INGOT_EACH_INT(widen(p + i * 16 / kParts)); }
 // sum + a * b for a and b in 16 bits.
 inline Ints add_product16(Ints sum, Ints a, Ints b) {
 #if defined(INGOT_VNNI)
@@ -440,12 +469,9 @@ inline Ints set_int(int32_t x) {
   for (int i = 0; i < kParts; ++i) r.p[i] = IntPart{} + x;
   return r;
 }
+// The values fit in 8 bits.
 inline void store_i8(int8_t* p, Ints v) {
-  typedef int8_t BytePart __attribute__((vector_size(16 / kParts)));
-  for (int i = 0; i < kParts; ++i) {
-    const BytePart bytes = __builtin_convertvector(v.p[i], BytePart);
-    std::memcpy(p + i * 16 / kParts, &bytes, sizeof bytes);
-  }
+  for (int i = 0; i < kParts; ++i) narrow(p + i * 16 / kParts, v.p[i]);
 }
 inline Ints operator+(Ints a, Ints b) { INGOT_EACH_INT(a.p[i] + b.p[i]); }
 inline int32_t reduce_add(Ints v) {

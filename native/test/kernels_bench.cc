@@ -1,7 +1,9 @@
 // Speed of the kernels that carry a model, per instruction set: kernels_bench [threads].
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
+#include "../cpu/probe.h"
 #include "kernels.h"
 
 using namespace ingot;
@@ -14,7 +16,7 @@ double seconds(const KernelTable& table, unsigned threads, uint16_t opcode, cons
   using Clock = std::chrono::steady_clock;
   run_on(table, threads, opcode, step, call);
   double best = 1e9, spent = 0;
-  while (spent < 0.3) {
+  while (spent < 0.15) {
     const auto start = Clock::now();
     run_on(table, threads, opcode, step, call);
     const double taken = std::chrono::duration<double>(Clock::now() - start).count();
@@ -22,6 +24,16 @@ double seconds(const KernelTable& table, unsigned threads, uint16_t opcode, cons
     spent += taken;
   }
   return best;
+}
+
+void ceilings(const cpu::InstructionSet& set, unsigned threads) {
+  cpu::Ceilings ceilings;
+  if (cpu::measure_ceilings(set, threads, ceilings)) return;
+  for (cpu::Measurement& m : ceilings.measurements) {
+    std::sort(m.samples.begin(), m.samples.end());
+    std::printf("  ceiling %s: %.1f %s\n", m.name, m.samples[m.samples.size() / 2],
+                std::strncmp(m.name, "read", 4) ? "GOP/s" : "GB/s");
+  }
 }
 
 void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size_t m, size_t n, size_t k) {
@@ -115,6 +127,7 @@ int main(int argc, char** argv) {
   for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
     if (!set.table || (argc > 2 && std::strcmp(argv[2], set.name))) continue;
     std::printf("%s, %u threads\n", set.name, threads);
+    ceilings(set, threads);
     for (DType dtype : {DType::bf16, DType::i8, DType::i4}) {
       product(set, threads, dtype, 1, 256, 256);      // in L2
       product(set, threads, dtype, 1, 16384, 8192);   // in memory
