@@ -12,6 +12,7 @@ import { capacity, type ModelOptions, modelShape } from './inference/capacity.ts
 import { Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
+import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import { type Package, readPackage } from './models/package.ts'
 
 export type { DeviceInfo, MemoryUse } from './compute/device.ts'
@@ -38,8 +39,12 @@ export interface OpenOptions extends ModelOptions {
   deterministic?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
   allowPerSlot?: boolean | undefined
-  /** full (default) hashes every byte of the package; structure trusts the bytes of the weights. */
-  integrity?: 'full' | 'structure' | undefined
+  /**
+   * full hashes every byte of the package. auto (default) skips large files that were hashed before and have not changed
+   * since, by their receipts in the cache folder of the user. structure trusts the bytes of large files. `info.integrity`
+   * says what was done.
+   */
+  integrity?: 'auto' | 'full' | 'structure' | undefined
 }
 
 const openSchema = z.strictObject({
@@ -52,7 +57,7 @@ const openSchema = z.strictObject({
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
-  integrity: z.enum(['full', 'structure']).optional().describe('"full" or "structure"'),
+  integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
 })
 
 /** The stop tokens and sampling that the checkpoint's authors advise. */
@@ -72,8 +77,12 @@ function generationDefaults({ manifest: { generation } }: Package): GenerationDe
   }
 }
 
-const tokenizerFiles = ({ tokenizerJson, tokenizerConfigJson, chatTemplate }: Package) =>
-  tokenizerJson === undefined ? undefined : { tokenizer: tokenizerJson, config: tokenizerConfigJson, chatTemplate }
+function tokenizerFiles(pkg: Package): TokenizerFiles | undefined {
+  const { tokenizerJson, tokenizerPath, vocabulary, tokenizerConfigJson: config, chatTemplate } = pkg
+  if (vocabulary && tokenizerPath !== undefined)
+    return { tokenizer: { path: tokenizerPath, vocabulary }, config, chatTemplate }
+  return tokenizerJson === undefined ? undefined : { tokenizer: tokenizerJson, config, chatTemplate }
+}
 
 /**
  * Opens a package: checks its bytes, proves its plan, links it with the kernels of the backend and takes the memory for
@@ -86,7 +95,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     isa = '',
     deterministic,
     allowPerSlot,
-    integrity = 'full',
+    integrity = 'auto',
     ...sizes
   } = parseOptions(openSchema, 'open', options)
   if (typeof path !== 'string' || path === '')
@@ -109,6 +118,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       hash: pkg.planHash,
       path,
       capacity: fixed,
+      integrity: pkg.integrity,
       tokenizer: tokenizerFiles(pkg),
       generation: generationDefaults(pkg),
     })

@@ -34,6 +34,8 @@ export interface ModelParts {
   readonly hash: string
   /** Path of the package, for messages. */
   readonly path: string
+  /** How the bytes of the weights were checked. */
+  readonly integrity: ModelInfo['integrity']
   /** Of this plan; see capacity(). */
   readonly capacity: Capacity
   readonly tokenizer?: TokenizerFiles | undefined
@@ -43,6 +45,8 @@ export interface ModelParts {
 export interface ModelInfo {
   readonly path: string
   readonly hash: string
+  /** The bytes of the weights: hashed now; hashed before and unchanged since (a receipt); or trusted. */
+  readonly integrity: 'hashed' | 'receipt' | 'structure'
   /** Model family. */
   readonly model: string
   readonly vocab: number
@@ -79,7 +83,7 @@ export class Model {
   #disposal: Promise<void> | undefined
 
   /** Throws PACKAGE_INVALID for tokenizer files that cannot be read; the runner is then the caller's to dispose. */
-  constructor({ runner, plan, hash, path, capacity, tokenizer, generation }: ModelParts) {
+  constructor({ runner, plan, hash, integrity, path, capacity, tokenizer, generation }: ModelParts) {
     this.#runner = runner
     this.plan = plan
     this.#path = path
@@ -92,6 +96,7 @@ export class Model {
     this.info = {
       path,
       hash,
+      integrity,
       model: plan.model,
       vocab: plan.vocab,
       hidden: plan.hidden,

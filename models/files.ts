@@ -106,19 +106,25 @@ export function hashFile(
   expected: string,
   each?: (chunk: Uint8Array) => void | Promise<void>,
 ): Promise<FileHash> {
-  return withFile(path, expected, async (file) => {
-    const hash = createHash('sha256')
-    const buffer = Buffer.allocUnsafe(CHUNK_BYTES)
-    let bytes = 0
-    for (;;) {
-      const { bytesRead } = await file.read(buffer, 0, buffer.length, bytes)
-      if (bytesRead === 0) return { bytes, sha256: hash.digest('hex') }
-      const chunk = buffer.subarray(0, bytesRead)
-      hash.update(chunk)
-      bytes += bytesRead
-      await each?.(chunk)
-    }
-  })
+  return withFile(path, expected, (file) => hashOpenFile(file, each))
+}
+
+/** The same of a file that is open. */
+export async function hashOpenFile(
+  file: FileHandle,
+  each?: (chunk: Uint8Array) => void | Promise<void>,
+): Promise<FileHash> {
+  const hash = createHash('sha256')
+  const buffer = Buffer.allocUnsafe(CHUNK_BYTES)
+  let bytes = 0
+  for (;;) {
+    const { bytesRead } = await file.read(buffer, 0, buffer.length, bytes)
+    if (bytesRead === 0) return { bytes, sha256: hash.digest('hex') }
+    const chunk = buffer.subarray(0, bytesRead)
+    hash.update(chunk)
+    bytes += bytesRead
+    await each?.(chunk)
+  }
 }
 
 /** Parsed JSON of a file that may be absent. */

@@ -13,16 +13,20 @@ import { planHash } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
 import { flag, integer, samplingFields, shown, text, tokenId } from './config.ts'
-import { hashBytes, hashFile, isObject, parseJson, readBytes, withFile } from './files.ts'
+import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, withFile } from './files.ts'
+import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
 
 export const PACKAGE_FORMAT = 1
 export const MANIFEST_FILE = 'manifest.json'
 export const PLAN_FILE = 'plan.bin'
 export const WEIGHTS_FILE = 'weights.safetensors'
+export const TOKENIZER_FILE = 'tokenizer.json'
+/** Beside a large tokenizer.json; see abi/vocabulary.ts. */
+export const VOCABULARY_FILE = 'vocabulary.bin'
 /** Files that a package copies from its checkpoint where they exist. */
 export const COPIED_FILES = [
-  'tokenizer.json',
+  TOKENIZER_FILE,
   'tokenizer_config.json',
   'chat_template.jinja',
   'generation_config.json',
@@ -126,15 +130,23 @@ export interface Package {
   readonly planHash: string
   /** By name of the plan's tensors. */
   readonly tensors: ReadonlyMap<string, StoredTensor>
-  /** Texts of the copied files that the package has. */
+  /** How the weights, and a tokenizer.json that is not read here, were checked. */
+  readonly integrity: 'hashed' | 'receipt' | 'structure'
+  /** Texts of the copied files that the package has. A large tokenizer.json is not read: its vocabulary is. */
   readonly tokenizerJson?: string
+  readonly tokenizerPath?: string
+  readonly vocabulary?: Uint8Array
   readonly tokenizerConfigJson?: string
   readonly chatTemplate?: string
   readonly generationConfigJson?: string
 }
 
-/** `full` hashes every byte; `structure` all but the bytes of the weights. */
-export type Integrity = 'full' | 'structure'
+/**
+ * `full` hashes every byte. `auto` does not hash again a large file that was hashed before and has not changed since, by
+ * the receipt of it (receipt.ts). `structure` trusts the bytes of large files. Large: the weights, and a tokenizer.json
+ * that has a vocabulary beside it; the others are always hashed.
+ */
+export type Integrity = 'auto' | 'full' | 'structure'
 
 /** Nothing may lie in the folder that the manifest does not vouch for. */
 async function checkListing(path: string, manifest: Manifest): Promise<void> {
@@ -143,7 +155,8 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
   const names = manifest.files.map((file) => file.path)
   const twice = names.find((name, i) => names.indexOf(name) !== i || name === MANIFEST_FILE)
   if (twice) throw broken(twice, 'one entry in the manifest', 'more')
-  for (const required of [PLAN_FILE, WEIGHTS_FILE])
+  const vocabulary = names.includes(VOCABULARY_FILE) ? [TOKENIZER_FILE] : []
+  for (const required of [PLAN_FILE, WEIGHTS_FILE, ...vocabulary])
     if (!names.includes(required)) throw broken(required, 'an entry in the manifest', 'none')
   for (const entry of await readdir(path, { withFileTypes: true })) {
     if (!entry.isFile())
@@ -191,11 +204,39 @@ export function storedShape({ dtype, layout, rows, cols }: Tensor): Pick<TensorE
   return { dtype: dtypes[dtype].safetensors, shape }
 }
 
+/** Names of the files that are not read whole. */
+const largeFiles = ({ files }: Manifest): readonly string[] =>
+  files.some((file) => file.path === VOCABULARY_FILE) ? [WEIGHTS_FILE, TOKENIZER_FILE] : [WEIGHTS_FILE]
+
+/** Checks size and, as `integrity` says, hash of the large files. */
+async function checkLargeFiles(path: string, manifest: Manifest, integrity: Integrity): Promise<Package['integrity']> {
+  let receipts = 0
+  const large = manifest.files.filter((file) => largeFiles(manifest).includes(file.path))
+  for (const { path: name, bytes: size, sha256 } of large) {
+    const file = join(path, name)
+    await checkSize(file, size)
+    if (integrity !== 'structure' && (await checkHash(file, sha256, integrity === 'auto'))) receipts++
+  }
+  return integrity === 'structure' ? 'structure' : receipts === large.length ? 'receipt' : 'hashed'
+}
+
+/** Hashes a file, unless there is a receipt and it counts: true. Throws HASH_MISMATCH. */
+const checkHash = (path: string, expected: string, receiptCounts: boolean): Promise<boolean> =>
+  withFile(path, 'a file that the manifest lists', async (file) => {
+    const before = await identityOf(file)
+    if (receiptCounts && (await hasReceipt(before, expected))) return true
+    const { sha256: got } = await hashOpenFile(file)
+    if (got !== expected) throw mismatch(path, expected, got)
+    await keepReceipt(before, await identityOf(file), expected)
+    return false
+  })
+
 /** Small files by name, hashed. */
 async function readSmallFiles(path: string, manifest: Manifest): Promise<Map<string, Buffer>> {
   const contents = new Map<string, Buffer>()
+  const large = largeFiles(manifest)
   for (const { path: name, bytes: size, sha256: expected } of manifest.files) {
-    if (name === WEIGHTS_FILE) continue
+    if (large.includes(name)) continue
     const file = join(path, name)
     await checkSize(file, size)
     const buffer = await readBytes(file, 'a file that the manifest lists')
@@ -229,12 +270,7 @@ export async function readPackage(path: string, { integrity }: { readonly integr
   await checkListing(path, manifest)
   const small = await readSmallFiles(path, manifest)
   const weights = join(path, WEIGHTS_FILE)
-  const entry = manifest.files.find((file) => file.path === WEIGHTS_FILE)!
-  await checkSize(weights, entry.bytes)
-  if (integrity === 'full') {
-    const { sha256: got } = await hashFile(weights, 'the weights of a package')
-    if (got !== entry.sha256) throw mismatch(weights, entry.sha256, got)
-  }
+  const checked = await checkLargeFiles(path, manifest, integrity)
   const planBytes = small.get(PLAN_FILE)!
   const hash = planHash(planBytes)
   if (hash !== manifest.planHash) throw mismatch(join(path, PLAN_FILE), manifest.planHash, hash)
@@ -245,6 +281,7 @@ export async function readPackage(path: string, { integrity }: { readonly integr
     const buffer = small.get(name)
     return (buffer ? { [key]: buffer.toString('utf8') } : {}) as { readonly [P in K]?: string }
   }
+  const vocabulary = small.get(VOCABULARY_FILE)
   return Object.freeze({
     path,
     manifest,
@@ -252,7 +289,9 @@ export async function readPackage(path: string, { integrity }: { readonly integr
     planBytes,
     planHash: hash,
     tensors: matchTensors(weights, plan, tensors),
-    ...optional('tokenizerJson', 'tokenizer.json'),
+    integrity: checked,
+    ...(vocabulary && { vocabulary, tokenizerPath: join(path, TOKENIZER_FILE) }),
+    ...optional('tokenizerJson', TOKENIZER_FILE),
     ...optional('tokenizerConfigJson', 'tokenizer_config.json'),
     ...optional('chatTemplate', 'chat_template.jinja'),
     ...optional('generationConfigJson', 'generation_config.json'),

@@ -1,10 +1,11 @@
-/** Body of the thread that tokenises long texts; see tokenizer.ts. */
+/** Body of the thread that tokenises; see tokenizer.ts. */
+import { readFileSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
 import { Tokenizer as Implementation } from '@huggingface/tokenizers'
-import { type EncodeReply, type EncodeRequest, encode, type TokenizerFiles } from './tokenizer.ts'
+import { type EncodeReply, type EncodeRequest, encode, type WorkerFiles } from './tokenizer.ts'
 
-const files = workerData as TokenizerFiles
-const tokenizer = new Implementation(JSON.parse(files.tokenizer), JSON.parse(files.config ?? '{}'))
+const { text, path, config } = workerData as WorkerFiles
+const tokenizer = new Implementation(JSON.parse(text ?? readFileSync(path!, 'utf8')), JSON.parse(config))
 
 parentPort?.on('message', ({ id, text, addSpecialTokens }: EncodeRequest) => {
   let reply: EncodeReply

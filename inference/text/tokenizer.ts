@@ -4,13 +4,22 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { Tokenizer as Implementation } from '@huggingface/tokenizers'
 import { packageRoot } from '../../abi/native.ts'
+import { Vocabulary } from '../../abi/vocabulary.ts'
 import { fail } from '../../errors.ts'
 import { Detokenizer } from './detokenizer.ts'
+
+/** A large tokenizer.json: only its vocabulary is held here, the rest in a worker thread while texts are tokenised. */
+export interface LargeTokenizer {
+  /** Of tokenizer.json. */
+  readonly path: string
+  /** See abi/vocabulary.ts. */
+  readonly vocabulary: Uint8Array
+}
 
 /** Contents of the files, as text. */
 export interface TokenizerFiles {
   /** tokenizer.json */
-  readonly tokenizer: string
+  readonly tokenizer: string | LargeTokenizer
   /** tokenizer_config.json */
   readonly config?: string | undefined
   /** chat_template.jinja */
@@ -26,6 +35,12 @@ export interface DecodeOptions {
   readonly skipSpecialTokens?: boolean | undefined
 }
 
+/** What tokenizer-worker.ts starts from: the text of tokenizer.json or its path, and the text of the configuration. */
+export interface WorkerFiles {
+  readonly text?: string
+  readonly path?: string
+  readonly config: string
+}
 /** Messages to and from tokenizer-worker.ts. */
 export interface EncodeRequest {
   readonly id: number
@@ -42,11 +57,16 @@ export type EncodeReply =
  */
 const INLINE_CHARACTERS = 2000
 
+/** An idle worker ends after this long: it holds a vocabulary as objects, 100 MB of a large one. */
+const IDLE_MS = 60_000
+
 export class Tokenizer {
   /** Parsed tokenizer_config.json. */
   readonly config: Readonly<Record<string, unknown>>
   readonly #files: TokenizerFiles
+  /** Of a large tokenizer, it decodes only. */
   readonly #implementation: Implementation
+  readonly #vocabulary: Vocabulary | undefined
   readonly #special = new Set<number>()
   readonly #single = new Map<number, string>()
   #inline = 0
@@ -56,22 +76,34 @@ export class Tokenizer {
   constructor(files: TokenizerFiles, path: string) {
     this.#files = files
     this.config = parse(files.config ?? '{}', 'tokenizer_config.json', path)
-    const json = parse(files.tokenizer, 'tokenizer.json', path)
+    const { tokenizer } = files
+    const large = typeof tokenizer !== 'string'
+    const json = large ? {} : parse(tokenizer, 'tokenizer.json', path)
     try {
-      this.#implementation = new Implementation(json, this.config)
+      this.#vocabulary = large ? new Vocabulary(tokenizer.vocabulary) : undefined
+      this.#implementation = this.#vocabulary
+        ? decoderOf(this.#vocabulary, this.config)
+        : new Implementation(json, this.config)
     } catch (cause) {
-      throw unusable('tokenizer.json', path, cause)
+      throw unusable(large ? 'the vocabulary' : 'tokenizer.json', path, cause)
     }
     for (const [id, token] of this.#implementation.get_added_tokens_decoder()) if (token.special) this.#special.add(id)
   }
 
-  /** Ids of `text`. Long texts are tokenised off the event loop. Rejects with WORKER_FAILED. */
+  /**
+   * Ids of `text`. Long texts, and all texts of a large tokenizer, are tokenised off the event loop. Rejects with
+   * WORKER_FAILED.
+   */
   async encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): Promise<Int32Array> {
-    if (this.#inline === 0) setImmediate(() => (this.#inline = 0))
-    this.#inline += text.length
-    if (this.#inline <= INLINE_CHARACTERS) return encode(this.#implementation, text, addSpecialTokens)
+    if (!this.#vocabulary && this.#fitsInline(text)) return encode(this.#implementation, text, addSpecialTokens)
     if (this.#worker?.ended !== false) this.#worker = new EncodeWorker(this.#files)
     return this.#worker.encode(text, addSpecialTokens)
+  }
+
+  #fitsInline(text: string): boolean {
+    if (this.#inline === 0) setImmediate(() => (this.#inline = 0))
+    this.#inline += text.length
+    return this.#inline <= INLINE_CHARACTERS
   }
 
   /**
@@ -108,11 +140,11 @@ export class Tokenizer {
 
   /** Id of the token that is spelled `token`. */
   idOf(token: string): number | undefined {
-    return this.#implementation.token_to_id(token)
+    return this.#vocabulary ? this.#vocabulary.idOf(token) : this.#implementation.token_to_id(token)
   }
 
   tokenOf(id: number): string | undefined {
-    return this.#implementation.id_to_token(id) ?? undefined
+    return this.#vocabulary ? this.#vocabulary.tokenOf(id) : (this.#implementation.id_to_token(id) ?? undefined)
   }
 
   isSpecial(id: number): boolean {
@@ -138,17 +170,28 @@ export function encode(tokenizer: Implementation, text: string, addSpecialTokens
   return Int32Array.from(ids.filter((id) => id !== undefined && id !== null))
 }
 
+/** The library's decoder over a packed vocabulary; it cannot encode. */
+function decoderOf(vocabulary: Vocabulary, config: Readonly<Record<string, unknown>>): Implementation {
+  const { rest } = vocabulary
+  const model = { ...rest.model, type: 'BPE', vocab: {}, merges: [] }
+  const implementation = new Implementation({ ...rest, model }, config)
+  implementation.model!.vocab = new Proxy([], { get: (_, id) => vocabulary.tokenOf(Number(id)) })
+  return implementation
+}
+
 /** A thread that tokenises. It keeps the process alive only while texts are under way. */
 class EncodeWorker {
   ended = false
   readonly #thread: Worker
   readonly #pending = new Map<number, { resolve: (ids: Int32Array) => void; reject: (error: unknown) => void }>()
   #ids = 0
+  #idle: NodeJS.Timeout | undefined
 
-  constructor(files: TokenizerFiles) {
+  constructor({ tokenizer, config = '{}' }: TokenizerFiles) {
     const script = join(packageRoot(), 'dist', 'inference', 'text', 'tokenizer-worker.js')
     if (!existsSync(script)) throw fail('WORKER_FAILED', { reason: `${script} is not built; run "npm run build"` })
-    this.#thread = new Worker(script, { workerData: files })
+    const source = typeof tokenizer === 'string' ? { text: tokenizer } : { path: tokenizer.path }
+    this.#thread = new Worker(script, { workerData: { ...source, config } satisfies WorkerFiles })
     this.#thread.unref()
     this.#thread.on('message', (reply: EncodeReply) => this.#receive(reply))
     this.#thread.on(
@@ -162,6 +205,7 @@ class EncodeWorker {
     return new Promise((resolve, reject) => {
       const id = this.#ids++
       this.#pending.set(id, { resolve, reject })
+      clearTimeout(this.#idle)
       this.#thread.ref()
       this.#thread.postMessage({ id, text, addSpecialTokens } satisfies EncodeRequest)
     })
@@ -169,6 +213,7 @@ class EncodeWorker {
 
   async end(error: unknown): Promise<void> {
     this.ended = true
+    clearTimeout(this.#idle)
     for (const { reject } of this.#pending.values()) reject(error)
     this.#pending.clear()
     await this.#thread.terminate()
@@ -177,7 +222,10 @@ class EncodeWorker {
   #receive(reply: EncodeReply): void {
     const waiter = this.#pending.get(reply.id)
     this.#pending.delete(reply.id)
-    if (this.#pending.size === 0) this.#thread.unref()
+    if (this.#pending.size === 0) {
+      this.#thread.unref()
+      this.#idle = setTimeout(() => void this.end(undefined), IDLE_MS).unref()
+    }
     if ('error' in reply) waiter?.reject(fail('WORKER_FAILED', { reason: reply.error }))
     else waiter?.resolve(reply.ids)
   }
