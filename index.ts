@@ -13,6 +13,7 @@ import { Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
+import type { CompileOptions, CompileResult } from './models/compile.ts'
 import { type Package, readPackage } from './models/package.ts'
 
 export type { DeviceInfo, MemoryUse } from './compute/device.ts'
@@ -25,7 +26,7 @@ export { Model } from './inference/model.ts'
 export type { GenerateOptions } from './inference/sampling.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
-export { type CompileOptions, type CompileResult, compile } from './models/compile.ts'
+export type { CompileOptions, CompileResult } from './models/compile.ts'
 export type { ExecutionPlan } from './plans/plan.ts'
 
 export interface OpenOptions extends ModelOptions {
@@ -45,6 +46,11 @@ export interface OpenOptions extends ModelOptions {
    * says what was done.
    */
   integrity?: 'auto' | 'full' | 'structure' | undefined
+}
+
+/** Compiles a checkpoint folder into a package; see CompileOptions. The compiler is loaded when it is first needed. */
+export async function compile(checkpoint: string, options?: CompileOptions): Promise<CompileResult> {
+  return (await import('./models/compile.ts')).compile(checkpoint, options)
 }
 
 const openSchema = z.strictObject({

@@ -3,7 +3,7 @@
  * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed.
  */
 import { createHash } from 'node:crypto'
-import { readdir } from 'node:fs/promises'
+import { type FileHandle, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { byteSize, dtypes } from '../abi/dtypes.ts'
@@ -13,7 +13,7 @@ import { planHash } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
 import { flag, integer, samplingFields, shown, text, tokenId } from './config.ts'
-import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, withFile } from './files.ts'
+import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, readWhole, withFile } from './files.ts'
 import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
 
@@ -77,6 +77,7 @@ const contents = z.strictObject(
   'an object with the fields of a manifest and no other',
 )
 const manifestSchema = contents.extend({ hash: sha256Text })
+type FileEntry = z.output<typeof fileEntry>
 export type ManifestContents = z.output<typeof contents>
 export type Manifest = z.output<typeof manifestSchema>
 
@@ -168,12 +169,19 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
 
 const mismatch = (path: string, expected: string, got: string) => fail('HASH_MISMATCH', { path, expected, got })
 
-/** Size of a file, without its bytes. Throws FILE_TRUNCATED or PACKAGE_INVALID. */
-const checkSize = (path: string, expected: number) =>
-  withFile(path, 'a file that the manifest lists', async (_, got) => {
-    if (got < expected) throw fail('FILE_TRUNCATED', { path, thing: 'the file', expected, got })
-    if (got > expected) throw fail('PACKAGE_INVALID', { path, thing: 'size', expected, got })
+/** Opens a file of the package and checks its size. Throws FILE_TRUNCATED or PACKAGE_INVALID. */
+const withListed = <T>(
+  path: string,
+  { path: name, bytes }: FileEntry,
+  use: (file: FileHandle, path: string) => Promise<T>,
+) => {
+  const file = join(path, name)
+  return withFile(file, 'a file that the manifest lists', async (handle, got) => {
+    if (got < bytes) throw fail('FILE_TRUNCATED', { path: file, thing: 'the file', expected: bytes, got })
+    if (got > bytes) throw fail('PACKAGE_INVALID', { path: file, thing: 'size', expected: bytes, got })
+    return await use(handle, file)
   })
+}
 
 /** Where each tensor of the plan lies in the weights file, whose header must say the same. Throws PACKAGE_INVALID. */
 function matchTensors(
@@ -210,41 +218,37 @@ const largeFiles = ({ files }: Manifest): readonly string[] =>
 
 /** Checks size and, as `integrity` says, hash of the large files. */
 async function checkLargeFiles(path: string, manifest: Manifest, integrity: Integrity): Promise<Package['integrity']> {
-  let receipts = 0
-  const large = manifest.files.filter((file) => largeFiles(manifest).includes(file.path))
-  for (const { path: name, bytes: size, sha256 } of large) {
-    const file = join(path, name)
-    await checkSize(file, size)
-    if (integrity !== 'structure' && (await checkHash(file, sha256, integrity === 'auto'))) receipts++
-  }
-  return integrity === 'structure' ? 'structure' : receipts === large.length ? 'receipt' : 'hashed'
+  const names = largeFiles(manifest)
+  const entries = manifest.files.filter((entry) => names.includes(entry.path))
+  const check = (entry: FileEntry) =>
+    withListed(path, entry, (file, at) =>
+      integrity === 'structure' ? Promise.resolve(integrity) : checkHash(file, at, entry.sha256, integrity === 'auto'),
+    )
+  const checked = await Promise.all(entries.map(check))
+  return checked.find((each) => each !== 'receipt') ?? 'receipt'
 }
 
-/** Hashes a file, unless there is a receipt and it counts: true. Throws HASH_MISMATCH. */
-const checkHash = (path: string, expected: string, receiptCounts: boolean): Promise<boolean> =>
-  withFile(path, 'a file that the manifest lists', async (file) => {
-    const before = await identityOf(file)
-    if (receiptCounts && (await hasReceipt(before, expected))) return true
-    const { sha256: got } = await hashOpenFile(file)
-    if (got !== expected) throw mismatch(path, expected, got)
-    await keepReceipt(before, await identityOf(file), expected)
-    return false
-  })
+/** Hashes a file, unless there is a receipt and `receiptCounts`. Throws HASH_MISMATCH. */
+async function checkHash(file: FileHandle, path: string, expected: string, receiptCounts: boolean) {
+  const before = await identityOf(file)
+  if (receiptCounts && (await hasReceipt(before, expected))) return 'receipt'
+  const { sha256: got } = await hashOpenFile(file)
+  if (got !== expected) throw mismatch(path, expected, got)
+  await keepReceipt(before, await identityOf(file), expected)
+  return 'hashed'
+}
 
 /** Small files by name, hashed. */
-async function readSmallFiles(path: string, manifest: Manifest): Promise<Map<string, Buffer>> {
-  const contents = new Map<string, Buffer>()
+async function readSmallFiles(path: string, manifest: Manifest): Promise<ReadonlyMap<string, Buffer>> {
   const large = largeFiles(manifest)
-  for (const { path: name, bytes: size, sha256: expected } of manifest.files) {
-    if (large.includes(name)) continue
-    const file = join(path, name)
-    await checkSize(file, size)
-    const buffer = await readBytes(file, 'a file that the manifest lists')
-    const { sha256: got } = hashBytes(buffer)
-    if (got !== expected) throw mismatch(file, expected, got)
-    contents.set(name, buffer)
-  }
-  return contents
+  const read = (entry: FileEntry) =>
+    withListed(path, entry, async (file, at) => {
+      const buffer = await readWhole(file, at, entry.bytes)
+      const { sha256: got } = hashBytes(buffer)
+      if (got !== entry.sha256) throw mismatch(at, entry.sha256, got)
+      return [entry.path, buffer] as const
+    })
+  return new Map(await Promise.all(manifest.files.filter((entry) => !large.includes(entry.path)).map(read)))
 }
 
 /** What the manifest says about the plan must be what the plan says. Throws PACKAGE_INVALID. */
@@ -268,9 +272,11 @@ async function readManifest(path: string): Promise<Manifest> {
 export async function readPackage(path: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
   const manifest = await readManifest(path)
   await checkListing(path, manifest)
-  const small = await readSmallFiles(path, manifest)
+  const [small, checked] = await Promise.all([
+    readSmallFiles(path, manifest),
+    checkLargeFiles(path, manifest, integrity),
+  ])
   const weights = join(path, WEIGHTS_FILE)
-  const checked = await checkLargeFiles(path, manifest, integrity)
   const planBytes = small.get(PLAN_FILE)!
   const hash = planHash(planBytes)
   if (hash !== manifest.planHash) throw mismatch(join(path, PLAN_FILE), manifest.planHash, hash)
