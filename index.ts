@@ -32,8 +32,13 @@ export type { ExecutionPlan } from './plans/plan.ts'
 export interface OpenOptions extends ModelOptions {
   /** Where to run. Default cpu; nothing else is tried when it cannot. */
   backend?: string | undefined
-  /** Threads, the model's own included. Default: physical cores. */
+  /** Threads, the model's own included. Default: physical cores that the process may use. */
   threads?: number | undefined
+  /**
+   * Hold each thread to a core of its own. auto (default): when the threads fill all cores that the process may use.
+   * `device.pinning` says whether, and why not.
+   */
+  pin?: boolean | 'auto' | undefined
   /** Instruction set, of those that `ingot doctor` lists. Default: the best. */
   isa?: string | undefined
   /** Refuse a backend whose outputs depend on the batch. The CPU's never do. */
@@ -60,6 +65,10 @@ const openSchema = z.strictObject({
     .optional()
     .describe(`one of ${backendNames.join(', ')}`),
   threads: z.int().min(1).max(1024).optional().describe('an integer from 1 to 1024'),
+  pin: z
+    .union([z.boolean(), z.literal('auto')])
+    .optional()
+    .describe('a boolean or "auto"'),
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
@@ -98,6 +107,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const {
     backend = 'cpu',
     threads = 0,
+    pin,
     isa = '',
     deterministic,
     allowPerSlot,
@@ -110,7 +120,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const pkg = await readPackage(path, { integrity })
   const fixed = capacity(pkg.plan, sizes, path)
   const { limits, blocks, slots } = fixed
-  const runner = await device.open(pkg, { limits, blocks, slots, threads, isa, allowPerSlot })
+  const runner = await device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
   try {
     if (deterministic && !runner.info.deterministic)
       throw fail('OPTION_INVALID', {

@@ -21,7 +21,12 @@ export interface PlanFault {
 export interface Machine {
   readonly arch: string
   readonly cpu: string
+  /** Cores that the process may use; fewer where its control groups allow less time. */
   readonly physicalCores: number
+  /** Processors' worth of time that the control groups allow; 0: no limit. */
+  readonly quota: number
+  /** Whether threads by default are each held to a core, and why. */
+  readonly pinning: string
   readonly features: readonly string[]
   /** Instruction sets that this build has and this machine can run, best first. */
   readonly available: readonly string[]
@@ -42,6 +47,8 @@ export interface NativeModelOptions {
   /** Instruction set; the best available when empty. */
   readonly isa: string
   readonly threads: number
+  /** always, never, or what pinning() of native/core/processors.h decides: automatic. */
+  readonly pin: string
   readonly limits: {
     readonly tokens: number
     readonly rows: number
@@ -74,6 +81,7 @@ export interface NativeModel {
   }
   readonly isa: string
   readonly threads: number
+  readonly pinning: { readonly pinned: boolean; readonly reason: string }
   /** Waits for the running step, then frees everything at once. Idempotent. */
   dispose(): void
 }

@@ -26,7 +26,8 @@ export const doctorCommand = new Command('doctor')
       if ('error' in here) lines.push(`addon     ${here.error}`)
       else {
         lines.push(
-          `cpu       ${here.cpu}, ${here.physicalCores} physical cores`,
+          `cpu       ${here.cpu}, ${here.physicalCores} physical cores${here.quota ? `, time for ${here.quota}` : ''}`,
+          `pinning   ${here.pinning}`,
           `chosen    ${bold(here.available[0]!)}; also ${here.available.slice(1).join(', ') || 'none'}`,
         )
         for (const { isa, reason } of here.unavailable) lines.push(`not       ${isa}: ${reason}`)

@@ -52,6 +52,7 @@ function nativeOptions({ plan, planBytes, file, tensors }: ExamplePackage, bytes
   return {
     plan: planBytes,
     weights: [{ path: file, bytes, tensors: ranges }],
+    pin: 'automatic',
     isa: '',
     threads: 2,
     limits,

@@ -9,6 +9,8 @@ import { link } from './link.ts'
 
 const MAX_THREADS = 1024
 
+const pins = { auto: 'automatic', true: 'always', false: 'never' } as const
+
 /** Names of instruction sets for people. */
 const isaNames: Readonly<Record<string, string>> = {
   portable: 'portable C++',
@@ -60,9 +62,9 @@ class CpuRunner implements Runner {
   constructor(model: NativeModel, path: string) {
     this.model = model
     this.path = path
-    const { isa, threads } = model
+    const { isa, threads, pinning } = model
     const description = `${isaNames[isa] ?? isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`
-    this.info = { backend: 'cpu', description, isa, threads, deterministic: true }
+    this.info = { backend: 'cpu', description, isa, threads, pinning, deterministic: true }
   }
 
   async step(step: StepView, result: ResultView): Promise<void> {
@@ -84,10 +86,11 @@ class CpuRunner implements Runner {
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cpu', cpuTable, pkg, options)
   const { threads, isa, limits, blocks, slots } = options
+  const pin = pins[String(options.pin ?? 'auto') as keyof typeof pins]
   if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
     throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })
   const weights = await weightFiles(pkg)
-  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, limits, blocks, slots })
+  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots })
   if ('code' in opened) throw errorOf(opened, pkg.path)
   return new CpuRunner(opened, pkg.path)
 }

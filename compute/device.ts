@@ -29,6 +29,8 @@ export interface RunnerOptions {
   readonly threads: number
   /** Instruction set to use; empty: the best available. */
   readonly isa: string
+  /** Hold each thread to a core of its own: auto when the threads fill all cores that the process may use. */
+  readonly pin?: boolean | 'auto' | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
 }
@@ -39,6 +41,8 @@ export interface DeviceInfo {
   readonly description: string
   readonly isa: string
   readonly threads: number
+  /** Whether each thread is held to a core of its own, and why or why not. */
+  readonly pinning?: { readonly pinned: boolean; readonly reason: string }
   /** Whether a request's output is independent of the batch, bit for bit. */
   readonly deterministic: boolean
 }

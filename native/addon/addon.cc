@@ -6,6 +6,7 @@
 
 #include "../core/memory.h"
 #include "../core/plan_view.h"
+#include "../core/processors.h"
 #include "../cpu/cpu.h"
 #include "native_model.h"
 #include "open_model.h"
@@ -43,6 +44,8 @@ Napi::Value machine(const Napi::CallbackInfo& info) {
   object.Set("arch", kArch);
   object.Set("cpu", cpu.name);
   object.Set("physicalCores", cpu.physical_cores);
+  object.Set("quota", processors().quota);
+  object.Set("pinning", pinning(Pin::automatic, cpu.physical_cores).reason);
   object.Set("features", features);
   object.Set("available", available);
   object.Set("unavailable", unavailable);

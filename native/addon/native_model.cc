@@ -20,7 +20,8 @@ Napi::Function NativeModel::define(Napi::Env env) {
                      {InstanceMethod<&NativeModel::step>("step"), InstanceMethod<&NativeModel::read_state>("readState"),
                       InstanceMethod<&NativeModel::write_state>("writeState"),
                       InstanceMethod<&NativeModel::memory>("memory"), InstanceMethod<&NativeModel::dispose>("dispose"),
-                      InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads")});
+                      InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads"),
+                      InstanceAccessor<&NativeModel::pinning>("pinning")});
 }
 
 NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeModel>(info) {
@@ -46,6 +47,7 @@ NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
   model_ = std::move(instance.opening);
   isa_ = instance.isa;
   threads_ = instance.threads;
+  pinning_ = std::move(instance.pinning);
 }
 
 NativeModel::~NativeModel() { close(); }
@@ -157,6 +159,12 @@ Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {
 
 Napi::Value NativeModel::isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), isa_); }
 Napi::Value NativeModel::threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), threads_); }
+Napi::Value NativeModel::pinning(const Napi::CallbackInfo& info) {
+  auto object = Napi::Object::New(info.Env());
+  object.Set("pinned", pinning_.pinned);
+  object.Set("reason", pinning_.reason);
+  return object;
+}
 void NativeModel::dispose(const Napi::CallbackInfo&) { close(); }
 
 }  // namespace ingot::addon

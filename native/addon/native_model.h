@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../core/model.h"
+#include "../core/processors.h"
 #include "../core/step_thread.h"
 
 namespace ingot::addon {
@@ -18,6 +19,7 @@ struct Instance {
   std::unique_ptr<Model> opening;
   std::string isa;
   unsigned threads = 0;
+  Pinning pinning{};
 };
 
 class NativeModel : public Napi::ObjectWrap<NativeModel> {
@@ -39,6 +41,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value isa(const Napi::CallbackInfo& info);
   Napi::Value threads(const Napi::CallbackInfo& info);
+  Napi::Value pinning(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
 
   std::span<std::byte> unit(const Napi::CallbackInfo& info);
@@ -52,6 +55,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   bool stepping_ = false;
   std::string isa_;
   unsigned threads_ = 0;
+  Pinning pinning_{};
 };
 
 }  // namespace ingot::addon

@@ -1,5 +1,6 @@
 #include "open_model.h"
 
+#include "../core/processors.h"
 #include "native_model.h"
 #include "values.h"
 
@@ -44,6 +45,10 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
   return options;
 }
 
+Pin read_pin(const std::string& pin) {
+  return pin == "always" ? Pin::always : pin == "never" ? Pin::never : Pin::automatic;
+}
+
 }  // namespace
 
 const cpu::InstructionSet* find_isa(const std::string& isa) {
@@ -64,9 +69,12 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   Reader reader(env);
   const Napi::Object from = reader.object(info[0], "options");
   const std::string isa = reader.string(reader.property(from, "isa"), "isa");
+  const std::string pin = reader.string(reader.property(from, "pin"), "pin");
   ModelOptions options = read_options(reader, from);
   if (!reader.ok()) return {};
   if (options.threads == 0) options.threads = cpu::cpu_info().physical_cores;
+  Pinning pinned = pinning(read_pin(pin), options.threads);
+  options.pinned = pinned.pinned;
   const cpu::InstructionSet* set = find_isa(isa);
   if (!set) return to_object(env, isa_fault(isa));
 
@@ -74,6 +82,7 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   if (Fault fault = Model::open(options, *set->table, instance.opening)) return to_object(env, fault);
   instance.isa = set->name;
   instance.threads = options.threads;
+  instance.pinning = std::move(pinned);
   const Napi::Value model = instance.model_class.New({});
   instance.opening.reset();
   return model;

@@ -33,7 +33,7 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) 
     uint32_t launches = 0;
     {
       ThreadPool& pool = ThreadPool::shared();
-      const ThreadPool::Lease lease(pool, threads_);
+      const ThreadPool::Lease lease(pool, threads_, pinned_);
       const FlushDenormals flush;
       prepare_states(view, pool);
       launches = run_operations(view.step, pool);

@@ -155,6 +155,11 @@ Fault MappedFile::open(const std::string& path, bool writable, MappedFile& out) 
     } else {
       out.data_ = static_cast<std::byte*>(data);
       out.size_ = size_t(info.st_size);
+#if defined(MADV_HUGEPAGE)
+      // Read from the disk, the file then lies in the page cache in large pieces, which this and later processes map in
+      // few faults. Where the kernel cannot, nothing changes.
+      static_cast<void>(madvise(data, out.size_, MADV_HUGEPAGE));
+#endif
     }
   }
   close(file);

@@ -47,6 +47,7 @@ Fault Model::open(const ModelOptions& options, const KernelTable& table, std::un
 
 Fault Model::bind(const ModelOptions& options, const KernelTable& table) {
   threads_ = std::max(1u, options.threads);
+  pinned_ = options.pinned;
   if (Fault fault = check_memory(options)) return fault;
   if (Fault fault = allocate(options)) return fault;
   if (Fault fault = bind_operations(options, table)) return fault;

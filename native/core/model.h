@@ -21,6 +21,7 @@ struct ModelOptions {
   std::span<const std::byte> plan;
   std::vector<WeightFile> weights;
   unsigned threads;  // of a step, the one that asks for it included; at least 1
+  bool pinned;       // each to a core of its own
   StepLimits limits;
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
@@ -76,6 +77,7 @@ class Model {
   Matrix tokens_, logprobs_, top_tokens_, logits_, hidden_;  // outputs of the plan; absent ones have no data
   StepBounds bounds_{};
   unsigned threads_ = 1;
+  bool pinned_ = false;
   Scratch scratch_;
   std::atomic<uint64_t> scratch_bytes_{0};
   const char* running_ = "";      // label of the running instruction, for faults

@@ -11,6 +11,7 @@
 
 #include "await.h"
 #include "denormals.h"
+#include "processors.h"
 #include "thread_name.h"
 
 namespace ingot {
@@ -21,6 +22,7 @@ struct ThreadPool::Impl {
   struct alignas(64) Worker {
     std::atomic<uint32_t> forks{0};    // offered to this worker so far
     std::atomic<uint32_t> claimed{0};  // taken so far, by the worker or the caller; forks or one less
+    std::atomic<bool> pinned{false};   // wanted; the worker follows at its next fork
 
     // Whether the part of `fork` is the claimer's to run. One that comes late finds it taken, so that the task of a fork
     // is read by nobody once that fork has been joined.
@@ -45,13 +47,26 @@ struct ThreadPool::Impl {
   unsigned count = 0;
   alignas(64) std::atomic<uint32_t> running{0};
 
+  // Where a thread is held; a new one is wherever the thread was that made it.
+  enum class Held : uint8_t { unknown, nowhere, to_core };
+
+  // Moves the calling thread between core `index` and all of them, if `wanted` is not how it is.
+  static void pin_self(Held& held, bool wanted, unsigned index) {
+    const Held target = wanted ? Held::to_core : Held::nowhere;
+    if (held == target) return;
+    held = target;
+    static_cast<void>(wanted ? hold_to_core(index) : let_go());  // refused: the scheduler chooses, as before
+  }
+
   void work(Worker& worker, unsigned index) {
     char name[16];
     std::snprintf(name, sizeof name, "ingot-%u", index);
     enter_thread(name);
     const FlushDenormals flush;
+    Held held = Held::unknown;
     for (uint32_t seen = 0;;) {
       seen = await_change(worker.forks, seen);
+      pin_self(held, worker.pinned.load(std::memory_order_relaxed), index);
       if (!worker.claim(seen)) continue;
       task(context, index, count);
       if (running.fetch_sub(1) == 1) running.notify_one();
@@ -95,12 +110,15 @@ ThreadPool& ThreadPool::shared() {
   return *pool;
 }
 
-ThreadPool::Lease::Lease(ThreadPool& pool, unsigned threads) : pool_(pool) {
+ThreadPool::Lease::Lease(ThreadPool& pool, unsigned threads, bool pinned) : pool_(pool) {
   Impl& impl = *pool.impl_;
   std::unique_lock lock(impl.mutex);
   const uint64_t ticket = impl.next_ticket++;
   impl.turn.wait(lock, [&] { return impl.serving == ticket; });
   impl.threads = impl.grow(threads);
+  for (unsigned i = 0; i + 1 < impl.threads; ++i) impl.workers[i]->pinned.store(pinned, std::memory_order_relaxed);
+  thread_local Impl::Held held = Impl::Held::nowhere;
+  Impl::pin_self(held, pinned, 0);
 }
 
 ThreadPool::Lease::~Lease() {

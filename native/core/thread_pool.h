@@ -15,7 +15,8 @@ class ThreadPool {
   // Holds the pool for one step and limits it to `threads`, the caller included. Steps of several models take turns.
   class Lease {
    public:
-    Lease(ThreadPool& pool, unsigned threads);
+    // `pinned`: hold each thread, the caller too, to a core of its own, the same one in every lease.
+    Lease(ThreadPool& pool, unsigned threads, bool pinned = false);
     ~Lease();
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;

@@ -3,13 +3,12 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
+#include "../core/processors.h"
 #include "cpu.h"
 
 #if defined(__linux__)
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -124,14 +123,6 @@ std::vector<InstructionSet> detect() {
   return sets;
 }
 
-// First line of a file; empty when there is none.
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
 std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -139,29 +130,6 @@ std::string cpu_name() {
     if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
   }
   return "unknown CPU";
-}
-
-// Distinct cores among the CPUs that the scheduler may put this process on: siblings share a core.
-unsigned physical_cores() {
-#if defined(__linux__)
-  for (size_t cpus = 1024; cpus <= 1 << 20; cpus *= 2) {  // EINVAL until the mask holds every CPU of the machine
-    cpu_set_t* mask = CPU_ALLOC(cpus);
-    const size_t bytes = CPU_ALLOC_SIZE(cpus);
-    CPU_ZERO_S(bytes, mask);
-    std::set<std::string> cores;
-    const bool known = sched_getaffinity(0, bytes, mask) == 0;
-    for (size_t cpu = 0; known && cpu < cpus; ++cpu) {
-      if (!CPU_ISSET_S(cpu, bytes, mask)) continue;
-      const std::string path = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list";
-      const std::string siblings = first_line(path);
-      cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
-    }
-    CPU_FREE(mask);
-    if (!cores.empty()) return unsigned(cores.size());
-  }
-#endif
-  const unsigned threads = std::thread::hardware_concurrency();
-  return threads ? threads : 1;
 }
 
 }  // namespace
@@ -173,9 +141,9 @@ std::span<const InstructionSet> instruction_sets() {
 
 const CpuInfo& cpu_info() {
 #if defined(__x86_64__)
-  static const CpuInfo info{cpu_name(), physical_cores(), detected().present};
+  static const CpuInfo info{cpu_name(), processors().threads(), detected().present};
 #else
-  static const CpuInfo info{cpu_name(), physical_cores(), {}};
+  static const CpuInfo info{cpu_name(), processors().threads(), {}};
 #endif
   return info;
 }
