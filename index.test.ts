@@ -1,5 +1,5 @@
 /** The library as its users call it: compile, open, generate, dispose, from the main thread and from workers. */
-import { cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -16,6 +16,14 @@ const greedy = { temperature: 0, maxTokens: 8, ignoreEos: true } as const
 
 beforeAll(() => compile(join(root, 'checkpoints/storyteller-1m'), { out: story }))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+/** Names of the pool's threads in this process; none where the system does not list them. */
+function workersOfPool(): string[] {
+  const folder = '/proc/self/task'
+  if (!existsSync(folder)) return []
+  const names = readdirSync(folder).map((task) => readFileSync(join(folder, task, 'comm'), 'utf8').trim())
+  return names.filter((name) => /^ingot-\d+$/.test(name))
+}
 
 async function withModel<T>(options: Parameters<typeof open>[1], work: (model: Model) => Promise<T>): Promise<T> {
   await using model = await open(story, options)
@@ -101,6 +109,32 @@ describe('a model', () => {
     expect((await withModel({}, (model) => model.generate(ids, greedy).result())).tokens).toEqual(expected.tokens)
   })
 
+  it('shares one pool with others, which uses no processor while nothing runs', async () => {
+    const options = { threads: 2, maxSlots: 2 }
+    const expected = await withModel(options, (model) => model.generate(ids, greedy).result())
+    await using one = await open(story, options)
+    await using two = await open(story, options)
+    const long = { ...greedy, maxTokens: 100 }
+    const results = await Promise.all([one, two, one, two].map((model) => model.generate(ids, long).result()))
+    for (const { tokens } of results) expect(tokens.slice(0, 8)).toEqual(expected.tokens)
+    expect(workersOfPool().filter((name) => name === 'ingot-1')).toHaveLength(workersOfPool().length > 0 ? 1 : 0)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    const before = process.cpuUsage()
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    const { user, system } = process.cpuUsage(before)
+    expect((user + system) / 1000).toBeLessThan(60)
+  })
+
+  it('says whether its threads are held to cores, and why not', async () => {
+    const pinning = (options: Parameters<typeof open>[1]) => withModel(options, async (model) => model.device.pinning!)
+    expect(await pinning({ pin: false })).toEqual({ pinned: false, reason: 'not asked for' })
+    const many = await pinning({ pin: true, threads: 1024 })
+    expect(many).toMatchObject({ pinned: false, reason: expect.stringMatching(/cores/) })
+    const held = await withModel({ pin: true, threads: 1 }, (model) => model.generate(ids, greedy).result())
+    const free = await withModel({ pin: false, threads: 1 }, (model) => model.generate(ids, greedy).result())
+    expect(held.tokens).toEqual(free.tokens)
+  })
+
   it('launches as many kernels for one sequence as for many', () =>
     withModel({ maxSlots: 8 }, async (model) => {
       await model.generate(ids, greedy).result()
@@ -153,7 +187,7 @@ describe('open refuses', () => {
   })
 
   it('a package whose weights changed by one bit, unless told to trust them', async () => {
-    const { readFileSync, writeFileSync } = await import('node:fs')
+    const { writeFileSync } = await import('node:fs')
     const copy = join(folder, 'copy.ingot')
     cpSync(story, copy, { recursive: true })
     const weights = join(copy, 'weights.safetensors')

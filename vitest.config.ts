@@ -1,3 +1,5 @@
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
@@ -6,5 +8,7 @@ export default defineConfig({
     testTimeout: 60_000,
     pool: 'forks',
     maxWorkers: 2,
+    // Receipts of packages that tests open stay out of the user's cache.
+    env: { XDG_CACHE_HOME: join(tmpdir(), 'ingot-test-cache') },
   },
 })

@@ -116,6 +116,7 @@ describe('opening', () => {
     const runner = await backends.cpu.open(pkg, { ...options, isa: 'portable', threads: 1 })
     expect(runner.info).toEqual({
       backend: 'cpu',
+      pinning: { pinned: false, reason: 'one thread' },
       description: 'portable C++, 1 thread',
       isa: 'portable',
       threads: 1,

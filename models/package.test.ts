@@ -13,6 +13,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { packageRoot } from '../abi/native.ts'
+import { Vocabulary } from '../abi/vocabulary.ts'
 import { IngotError } from '../errors.ts'
 import { type CompileOptions, compile } from './compile.ts'
 import {
@@ -91,6 +92,25 @@ describe('a package', () => {
     const sharded = await compile(three!, { out: out() })
     for (const name of ['plan.bin', 'weights.safetensors'])
       expect(snapshot(sharded.path)[name]).toBe(snapshot(a.path)[name])
+  })
+
+  test('with a large tokenizer.json holds its vocabulary, and does not read the file to open', async () => {
+    const folder = tinyCheckpoint()
+    const vocab = Object.fromEntries(Array.from({ length: 60_000 }, (_, id) => [`token number ${id}`, id]))
+    writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify({ model: { type: 'BPE', vocab, merges: [] } }))
+    const { path } = await compile(folder, { out: out() })
+    const pkg = await readPackage(path, full)
+    expect(pkg).not.toHaveProperty('tokenizerJson')
+    expect(pkg.tokenizerPath).toBe(join(path, 'tokenizer.json'))
+    expect(new Vocabulary(pkg.vocabulary!).tokenOf(59_999)).toBe('token number 59999')
+    const entry = pkg.manifest.files.find((file) => file.path === 'tokenizer.json')!
+    writeFileSync(join(path, 'tokenizer.json'), ' '.repeat(entry.bytes))
+    await expect(readPackage(path, full)).rejects.toMatchObject({ code: 'HASH_MISMATCH' })
+    resealed((m) => void m.files.splice(m.files.indexOf(m.files.find((f) => f.path === 'tokenizer.json')!), 1), path)
+    await expect(readPackage(path, full)).rejects.toMatchObject({ code: 'PACKAGE_INVALID' })
+    // What has no vocabulary is copied as it is, and refused where it is used.
+    writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify({ model: ' '.repeat(2 ** 20) }))
+    expect(await readPackage((await compile(folder, { out: out() })).path, full)).not.toHaveProperty('vocabulary')
   })
 
   test('without a tokenizer has none', async () => {

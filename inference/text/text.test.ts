@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
+import { packVocabulary } from '../../abi/vocabulary.ts'
 import { PlanError } from '../../errors.ts'
 import { ChatTemplate } from './chat-template.ts'
 import { StopMatcher } from './stop.ts'
@@ -251,6 +252,44 @@ describe('tokenizer', () => {
       await other.dispose()
       await outcome
     })
+  })
+})
+
+describe('a large tokenizer', () => {
+  const vocabulary = packVocabulary(JSON.parse(byteLevel.tokenizer as string))!
+  const whole = new Tokenizer(byteLevel, 'test')
+  const large = new Tokenizer({ ...byteLevel, tokenizer: { path: join(folder, 'tokenizer.json'), vocabulary } }, 'test')
+
+  test('decodes as the whole one does', () => {
+    const ids = fc.array(fc.integer({ min: 0, max: 4200 }), { maxLength: 40 })
+    fc.assert(
+      fc.property(ids, (tokens) => {
+        expect(large.decode(tokens)).toBe(whole.decode(tokens))
+        expect(large.decode(tokens, { skipSpecialTokens: false })).toBe(
+          whole.decode(tokens, { skipSpecialTokens: false }),
+        )
+        expect(stream(large, tokens)).toEqual(stream(whole, tokens))
+      }),
+    )
+    for (const token of ['<|im_end|>', 'the', 'no such token']) expect(large.idOf(token)).toBe(whole.idOf(token))
+    expect(large.isSpecial(1)).toBe(true)
+  })
+
+  test('encodes as the whole one does, in a worker', async () => {
+    for (const text of ['Once upon a time', '', 'naïve 😀<|im_end|>'])
+      expect(await large.encode(text)).toEqual(await whole.encode(text))
+    await large.dispose()
+  })
+
+  test('refuses a vocabulary that is none', () => {
+    const tokenizer = { path: 'x', vocabulary: vocabulary.subarray(1) }
+    expect(() => new Tokenizer({ tokenizer }, 'x.ingot')).toThrow(/x\.ingot: the vocabulary/)
+  })
+
+  test('that is gone when it is needed fails the call alone', async () => {
+    const gone = new Tokenizer({ tokenizer: { path: join(folder, 'no.json'), vocabulary } }, 'test')
+    await expect(gone.encode('a')).rejects.toMatchObject({ code: 'WORKER_FAILED' })
+    expect(gone.decode([5, 6])).toBe(whole.decode([5, 6]))
   })
 })
 
