@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
 import fc from 'fast-check'
-import { beforeAll, describe, expect, test } from 'vitest'
+import { beforeAll, describe, expect, test, vi } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
 import { packVocabulary } from '../../abi/vocabulary.ts'
 import { PlanError } from '../../errors.ts'
@@ -278,6 +279,25 @@ describe('a large tokenizer', () => {
   test('encodes as the whole one does, in a worker', async () => {
     for (const text of ['Once upon a time', '', 'naïve 😀<|im_end|>'])
       expect(await large.encode(text)).toEqual(await whole.encode(text))
+    await large.dispose()
+  })
+
+  test('ends its worker when nothing is tokenised for a minute, and starts another', async () => {
+    const terminate = vi.spyOn(Worker.prototype, 'terminate')
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] })
+    try {
+      const ids = await large.encode('Once')
+      vi.advanceTimersByTime(59_000)
+      expect(await large.encode('Once')).toEqual(ids)
+      vi.advanceTimersByTime(59_000)
+      expect(terminate).not.toHaveBeenCalled()
+      vi.advanceTimersByTime(2_000)
+      expect(terminate).toHaveBeenCalled()
+      expect(await large.encode('Once')).toEqual(ids)
+    } finally {
+      vi.useRealTimers()
+      terminate.mockRestore()
+    }
     await large.dispose()
   })
 

@@ -174,7 +174,8 @@ export function encode(tokenizer: Implementation, text: string, addSpecialTokens
 function decoderOf(vocabulary: Vocabulary, config: Readonly<Record<string, unknown>>): Implementation {
   const { rest } = vocabulary
   const model = { ...rest.model, type: 'BPE', vocab: {}, merges: [] }
-  const implementation = new Implementation({ ...rest, model }, config)
+  const encoding = { normalizer: null, pre_tokenizer: null, post_processor: null }
+  const implementation = new Implementation({ ...rest, ...encoding, model }, config)
   implementation.model!.vocab = new Proxy([], { get: (_, id) => vocabulary.tokenOf(Number(id)) })
   return implementation
 }

@@ -21,10 +21,10 @@ struct ModelOptions {
   std::span<const std::byte> plan;
   std::vector<WeightFile> weights;
   unsigned threads;  // of a step, the one that asks for it included; at least 1
-  bool pinned;       // each to a core of its own
   StepLimits limits;
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
+  bool pinned = false;  // each thread to a core of its own
 };
 
 struct MemoryUse {
