@@ -107,10 +107,10 @@ Region& Region::operator=(Region&& other) noexcept {
   return *this;
 }
 
-Fault Region::allocate(const char* thing, size_t bytes, Region& out) {
+Fault Region::allocate(const char* thing, size_t bytes, Region& out, bool fits) {
   out.release();
   if (bytes == 0) return {};
-  if (bytes > kUncheckedBytes) {
+  if (!fits && bytes > kUncheckedBytes) {
     const uint64_t available = available_memory();
     if (bytes > available) return out_of_memory(thing, double(bytes), double(available));
   }

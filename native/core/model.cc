@@ -81,16 +81,17 @@ Fault Model::check_memory(const ModelOptions& options) const {
   return {};
 }
 
+// What check_memory has found to fit.
 Fault Model::allocate(const ModelOptions& options) {
   for (size_t s = 0; s < kSpaces; ++s) {
     const size_t bytes = plan_.peak[s] * capacity(options.limits, Space(s));
-    if (Fault fault = Region::allocate("the activations", bytes, arenas_[s])) return fault;
+    if (Fault fault = Region::allocate("the activations", bytes, arenas_[s], true)) return fault;
   }
   pools_.resize(plan_.states.size());
   for (size_t i = 0; i < plan_.states.size(); ++i) {
     const PlanState& state = plan_.states[i];
     units_.push_back(state.kind == StateKind::fixed ? options.slots : options.blocks);
-    if (Fault fault = Region::allocate("the state", state.size_bytes * units_[i], pools_[i])) return fault;
+    if (Fault fault = Region::allocate("the state", state.size_bytes * units_[i], pools_[i], true)) return fault;
     states_.push_back({pools_[i].data(), state.size_bytes, state.block_tokens, state.dtype});
   }
   return {};

@@ -41,7 +41,8 @@ class Mask {
 };
 
 std::vector<Core> find_cores() {
-  for (size_t cpus = 1024; cpus <= size_t{1} << 20; cpus *= 2) {  // EINVAL until the mask holds every CPU of the machine
+  // EINVAL until the mask holds every CPU of the machine.
+  for (size_t cpus = 1024; cpus <= size_t{1} << 20; cpus *= 2) {
     Mask mask(cpus);
     if (!mask.read()) continue;
     std::map<std::string, size_t> known;  // siblings to core
@@ -130,7 +131,7 @@ Pinning pinning(Pin pin, unsigned threads, const Processors& where) {
   if (cores == 0) return {false, "the system does not tell which cores the process may use"};
   if (threads > cores) return {false, "more threads than cores: " + counts};
   if (threads == 1 && pin == Pin::automatic) return {false, "one thread"};
-  if (threads < cores && pin == Pin::automatic) return {false, "cores are left over for the system to choose: " + counts};
+  if (threads < cores && pin == Pin::automatic) return {false, "the system has cores to choose from: " + counts};
   return {true, "a core for each thread: " + counts};
 }
 
