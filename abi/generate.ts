@@ -11,6 +11,7 @@ import { packageRoot } from './native.ts'
 import { ropeStyles } from './ops/attention.ts'
 import {
   activations,
+  BRANCH_RUN,
   factor,
   type OpDef,
   type ParamField,
@@ -176,7 +177,7 @@ export function generateAbiHeader(): string {
     enumOf('Router', 'uint32_t', routers) +
     enumOf('Pool', 'uint32_t', pools) +
     `inline constexpr uint32_t kSampleFlagSample = ${sampleFlags.sample}, kSampleFlagLogits = ${sampleFlags.logits}, kSampleFlagHidden = ${sampleFlags.hidden};\n` +
-    `inline constexpr uint32_t kTopLogprobs = ${TOP_LOGPROBS}, kQuantBlock = ${QUANT_BLOCK}, kQuantGroup = ${QUANT_GROUP}, kBlockTokens = ${BLOCK_TOKENS}, kStepVersion = ${STEP_VERSION}, kRowResultBytes = ${ROW_RESULT_BYTES};\n` +
+    `inline constexpr uint32_t kTopLogprobs = ${TOP_LOGPROBS}, kQuantBlock = ${QUANT_BLOCK}, kQuantGroup = ${QUANT_GROUP}, kBranchRun = ${BRANCH_RUN}, kBlockTokens = ${BLOCK_TOKENS}, kStepVersion = ${STEP_VERSION}, kRowResultBytes = ${ROW_RESULT_BYTES};\n` +
     `inline constexpr size_t kMaxOpcodes = ${MAX_OPCODES + 1};\n\n` +
     `// The step buffer and its results (abi/step.ts).\n` +
     [stepHeader, sampleParams, biasEntry, copyPair, resultHeader, rowResult].map(recordOf).join('') +

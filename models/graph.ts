@@ -33,7 +33,10 @@ export type Part =
 /** How the stored bytes follow from the parts: as they are, as the integers of q8 or q4, or as what scales those. */
 export type Encoding = 'plain' | 'q8' | 'q4' | 'scales' | 'sub_scales'
 
-/** A weight of logical (rows, cols): its parts one after the other, row-major. */
+/**
+ * A weight of logical (rows, cols): its parts one after the other, row-major. Of two branches, the first half of what
+ * the parts hold and the second alternate in the weight, BRANCH_RUN rows (of a vector: elements) at a time.
+ */
 export interface Weight {
   readonly name: string
   readonly rows: number
@@ -42,6 +45,7 @@ export interface Weight {
   readonly dtype: DType
   readonly parts: readonly Part[]
   readonly encoding: Encoding
+  readonly branches?: 2
 }
 
 /** A state of one node. */

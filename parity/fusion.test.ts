@@ -34,6 +34,9 @@ const steps = [
 ]
 const size = ({ plan }: LinkedPackage) => plan.instructions.length
 
+/** Fusions whose kernels promise the bits of the operations they replace. */
+const exactOnCpu = new Set<string>(['qkv', 'gate_up', 'glu', 'residual', 'norm'])
+
 describe.each(fusionNames)('fusion %s', (name) => {
   it('saves instructions somewhere', async () => {
     // a fusion may need another to have gone before it, so it is taken away from all rather than added to none
@@ -48,6 +51,6 @@ describe.each(fusionNames)('fusion %s', (name) => {
     // the reference adds in the same order either way
     expect(distance(exact, await runSteps(referenceBackend, fused, steps))).toBe(0)
     const [a, b] = [await runSteps(cpuBackend, unfused, steps), await runSteps(cpuBackend, fused, steps)]
-    expect(distance(a, b)).toBeLessThanOrEqual(goldenTolerances.float.bf16.logits)
+    expect(distance(a, b)).toBeLessThanOrEqual(exactOnCpu.has(name) ? 0 : goldenTolerances.float.bf16.logits)
   })
 })

@@ -101,6 +101,13 @@ export const f32 = { type: 'f32' } as const
 export const defaulted = <const F extends ParamField, const D extends number>(field: F, value: D) =>
   ({ ...field, default: value }) as const
 
+/** A field that minor `minor` of the block appended. */
+export const since = <const M extends number, const F extends ParamField>(minor: M, field: F) =>
+  ({ ...field, since: minor }) as const
+
+/** Rows that a linear of two branches takes from each in turn: those of a tile. */
+export const BRANCH_RUN = 16
+
 /** Elements along K that share one scale of q8 and q4, and one scale of the activations they are multiplied with. */
 export const QUANT_BLOCK = 256
 /** Elements along K that share one sub-scale of q4. */

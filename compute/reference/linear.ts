@@ -1,6 +1,7 @@
-import { QUANT_BLOCK, QUANT_GROUP } from '../../abi/ops/define.ts'
+import { BRANCH_RUN, QUANT_BLOCK, QUANT_GROUP } from '../../abi/ops/define.ts'
 import type { Ops } from '../../abi/ops/index.ts'
-import { dot, type Matrix, type ReferenceKernel, type Weight } from './kernel.ts'
+import { dot, type Matrix, matrix, type ReferenceKernel, row, type Weight } from './kernel.ts'
+import { rmsNormalize } from './norm.ts'
 import { activate, softcapped } from './pointwise.ts'
 
 const products = new WeakMap<Weight, Weight>()
@@ -29,14 +30,36 @@ export function product(x: Matrix, weight: Weight, visit: (row: number, n: numbe
       visit(r, n, dot(x.data, x.offset + r * x.stride, weight.data, n * weight.cols, weight.cols))
 }
 
+/** Rows of x after their norm; x itself where there is none. */
+function normalized(x: Matrix, weight: Weight | undefined, eps: number, offset: number): Matrix {
+  if (!weight) return x
+  const out = matrix(x.rows, x.width)
+  for (let r = 0; r < x.rows; r++) {
+    row(out, r).set(row(x, r))
+    rmsNormalize(out.data, r * x.width, x.width, { eps, offset, weight })
+  }
+  return out
+}
+
 export const linear: ReferenceKernel<Ops['linear']> = ({ params, inputs, weights, outputs }) => {
   const { out } = outputs
   const { residual } = inputs
+  const { branches } = params
   const f = activate(params.activation)
-  product(inputs.x, dequantized(weights.weight, weights.scales, weights.sub_scales), (r, n, sum) => {
-    const base = residual ? residual.data[residual.offset + r * residual.stride + n]! : 0
-    out.data[out.offset + r * out.stride + n] = base + f(sum + (weights.bias?.data[n] ?? 0))
+  const x = normalized(inputs.x, weights.norm, params.norm_eps, params.norm_offset)
+  const sums = matrix(x.rows, branches * params.n)
+  product(x, dequantized(weights.weight, weights.scales, weights.sub_scales), (r, n, sum) => {
+    sums.data[r * sums.stride + n] = sum + (weights.bias?.data[n] ?? 0)
   })
+  for (let r = 0; r < out.rows; r++) {
+    const [to, from, base] = [row(out, r), row(sums, r), residual && row(residual, r)]
+    for (let n = 0; n < params.n; n++) {
+      // Of two branches, runs of the gate and of what it multiplies alternate.
+      const gate = branches === 2 ? n + (n - (n % BRANCH_RUN)) : n
+      const value = branches === 2 ? f(from[gate]!) * from[gate + BRANCH_RUN]! : f(from[gate]!)
+      to[n] = (base?.[n] ?? 0) + value
+    }
+  }
 }
 
 export const logits: ReferenceKernel<Ops['logits']> = ({ params, inputs, weights, outputs }) => {

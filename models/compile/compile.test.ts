@@ -2,6 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
+import { activations } from '../../abi/ops/define.ts'
 import type { ExecutionPlan } from '../../plans/plan.ts'
 import { printPlan } from '../../plans/print.ts'
 import {
@@ -60,15 +61,14 @@ describe('fusion', () => {
     })
   })
 
-  test('of everything leaves seven instructions a layer', async () => {
+  test('of everything leaves five instructions a layer', async () => {
     const { plan } = await compile(golden('qwen3'))
     expect(count(plan)).toEqual({
       embed: 1,
       gather_rows: 1,
-      rms_norm: 3 * 2 + 1,
+      rms_norm: 1,
       linear: 3 * 4,
       attention: 3,
-      glu: 3,
       logits: 1,
       sample: 1,
     })
@@ -108,6 +108,34 @@ describe('fusion', () => {
     expect(labels).toContain('layers.0.q+k+v')
     expect(labels).toEqual(expect.arrayContaining(['layers.1.q', 'layers.1.k', 'layers.1.v', 'layers.1.gate+up']))
     expect(plan.tensors.find(({ name }) => name.includes('1.self_attn.k_proj'))).toMatchObject({ dtype: 'f32' })
+  })
+
+  test('keeps glu where the branches do not fill whole runs of rows', async () => {
+    const [ragged, whole] = await Promise.all(
+      [40, 48].map((width) => compile(tinyCheckpoint({ intermediate_size: width }))),
+    )
+    expect(count(ragged!.plan)).toMatchObject({ glu: 2 })
+    expect(ragged!.plan.instructions.find(({ label }) => label === 'layers.0.gate+up')!.params).toMatchObject({
+      n: 80,
+      branches: 1,
+    })
+    expect(count(whole!.plan)).not.toHaveProperty('glu')
+    expect(whole!.plan.instructions.find(({ label }) => label === 'layers.0.gate+up+glu')!.params).toMatchObject({
+      n: 48,
+      branches: 2,
+      activation: activations.silu,
+    })
+  })
+
+  test('keeps a norm that more than linears read, and gives it to every linear otherwise', async () => {
+    const { plan } = await compile(golden('qwen3'))
+    // the hidden output is what the head reads
+    expect(plan.instructions.filter(({ op }) => op === 'rms_norm').map(({ label }) => label)).toEqual(['norm'])
+    const apart = await compile(golden('qwen3'), { fusions: { qkv: false } })
+    const norms = apart.plan.instructions.filter(({ label }) => /^layers\.0\.[qkv]$/.test(label))
+    expect(norms.map(({ weights }) => apart.plan.tensors[weights[3]!]!.name)).toEqual(
+      new Array(3).fill('model.layers.0.input_layernorm.weight'),
+    )
   })
 
   test('joins names at the segment where they differ', () => {

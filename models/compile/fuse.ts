@@ -2,6 +2,7 @@
  * Fusion: rewrites of the graph that compute the same function in fewer instructions. Each can be switched off; the
  * unfused form always compiles and runs too.
  */
+import { BRANCH_RUN } from '../../abi/ops/define.ts'
 import type { Graph, Node, Value, Weight } from '../graph.ts'
 
 interface Fusion {
@@ -20,6 +21,10 @@ export const fusions = {
     saves: 'one of two products over the same input',
     apply: (graph) => mergeProjections(graph, 'glu', ['gate', 'up']),
   },
+  glu: {
+    saves: 'a write and a read of gate and up: the linear that computes both multiplies them as it goes',
+    apply: (graph) => rewriteEach(graph, 'glu', foldGlu),
+  },
   residual: {
     saves: 'one write and two reads of the residual stream a linear',
     apply: (graph) => rewriteEach(graph, 'residual', foldResidual),
@@ -28,6 +33,10 @@ export const fusions = {
     saves:
       'a write and a read of q and k for rope, and for the norm of their heads: attention does both as it loads them',
     apply: (graph) => rewriteEach(rewriteEach(graph, 'attention', foldRope), 'attention', foldHeadNorms),
+  },
+  norm: {
+    saves: 'a write and a read of the normalised stream: a linear normalises its rows as it packs them',
+    apply: (graph) => rewriteEach(graph, 'rms_norm', foldNorm),
   },
 } as const satisfies Record<string, Fusion>
 
@@ -43,18 +52,27 @@ export function fuse(graph: Graph, choice: FusionChoice = {}): Graph {
 /** Who defines and who reads each register. */
 class Uses {
   readonly #producers = new Map<number, number>()
-  readonly #readers = new Map<number, number>()
+  /** Once for each read; undefined: the plan's output, which is read after the last instruction. */
+  readonly #readers = new Map<number, (Node | undefined)[]>()
   readonly #graph: Graph
   constructor(graph: Graph) {
     this.#graph = graph
     for (const [index, node] of graph.nodes.entries()) {
       for (const register of Object.values(node.outputs)) this.#producers.set(register, index)
-      for (const { register } of Object.values(node.inputs))
-        this.#readers.set(register, (this.#readers.get(register) ?? 0) + 1)
+      for (const { register } of Object.values(node.inputs)) this.#addReader(register, node)
     }
-    // An output of the plan is read once more, after the last instruction.
-    for (const register of Object.values(graph.outputs))
-      this.#readers.set(register, (this.#readers.get(register) ?? 0) + 1)
+    for (const register of Object.values(graph.outputs)) this.#addReader(register, undefined)
+  }
+
+  #addReader(register: number, node: Node | undefined): void {
+    const readers = this.#readers.get(register)
+    if (readers) readers.push(node)
+    else this.#readers.set(register, [node])
+  }
+
+  /** Nodes that read a register, once for each read; undefined: the plan's output. */
+  readers(register: number): readonly (Node | undefined)[] {
+    return this.#readers.get(register) ?? []
   }
 
   /** Index of the node that defines a value. */
@@ -62,10 +80,15 @@ class Uses {
     return this.#producers.get(value.register)!
   }
 
+  /** The node that defines a value. */
+  node(value: Value): Node {
+    return this.#graph.nodes[this.producer(value)]!
+  }
+
   /** The node of opcode `op` that defines all of `value`, when nothing else reads it. */
   sole(value: Value | undefined, op: Node['op']): Node | undefined {
-    if (value?.column !== 0 || this.#readers.get(value.register) !== 1) return undefined
-    const node = this.#graph.nodes[this.producer(value)]!
+    if (value?.column !== 0 || this.readers(value.register).length !== 1) return undefined
+    const node = this.node(value)
     return node.op === op && value.width === this.#graph.registers[value.register]!.width ? node : undefined
   }
 }
@@ -190,6 +213,51 @@ function foldResidual(node: Node, uses: Uses): Rewrite | undefined {
     [linear, Object.freeze(folded)],
     [node, undefined],
   ])
+}
+
+/** glu(columns of one linear) -> the linear with two branches. Their rows must fill whole runs. */
+function foldGlu(node: Node, uses: Uses): Rewrite | undefined {
+  const { gate, up } = node.inputs as { gate: Value; up: Value }
+  const n = node.params.width!
+  const halves = gate.register === up.register && gate.column === 0 && up.column === n
+  const linear = uses.readers(gate.register).length === 2 ? uses.node(gate) : undefined
+  if (!halves || linear?.op !== 'linear' || linear.params.n !== 2 * n || n % BRANCH_RUN !== 0) return undefined
+  if (linear.inputs.residual || linear.params.activation !== 0 || linear.params.branches !== 1) return undefined
+  const { norm, ...products } = linear.weights
+  const branches = Object.entries(products).map(([slot, weight]) => [slot, Object.freeze({ ...weight, branches: 2 })])
+  const folded = {
+    ...linear,
+    label: joinNames([linear.label, node.label]),
+    outputs: node.outputs,
+    weights: { ...Object.fromEntries(branches), ...(norm && { norm }) },
+    params: { ...linear.params, n, branches: 2, activation: node.params.activation! },
+  }
+  return new Map([
+    [linear, Object.freeze(folded)],
+    [node, undefined],
+  ])
+}
+
+/** linear(rms_norm(x)) -> linear(x) that normalises; for all the norm's readers or none, or it would be kept as well. */
+function foldNorm(node: Node, uses: Uses): Rewrite | undefined {
+  const { eps, weight_offset, count } = node.params
+  const { weight: norm } = node.weights
+  const readers = uses.readers(node.outputs.out!)
+  if (!norm || count !== 1 || readers.length === 0) return undefined
+  const folds = new Map<Node, Node | undefined>([[node, undefined]])
+  for (const linear of readers) {
+    if (linear?.op !== 'linear' || linear.weights.norm || folds.has(linear)) return undefined
+    const { register, width } = linear.inputs.x!
+    if (register !== node.outputs.out || width !== node.params.width) return undefined
+    const folded = {
+      ...linear,
+      inputs: { ...linear.inputs, x: node.inputs.x! },
+      weights: { ...linear.weights, norm },
+      params: { ...linear.params, norm_eps: eps!, norm_offset: weight_offset! },
+    }
+    folds.set(linear, Object.freeze(folded))
+  }
+  return folds
 }
 
 /** attention(rope(q), rope(k), v) -> attention(q, k, v) that rotates. */

@@ -77,6 +77,40 @@ describe('packing', () => {
     )
   })
 
+  test('rows of two branches alternate in runs of 16, whatever the parts; so do elements of a vector', async () => {
+    const runs = (rows: number) =>
+      Array.from({ length: rows }, (_, r) => ((r >> 4) % 2) * (rows / 2) + (r >> 5) * 16 + (r & 15))
+    for (const [dtype, rows, cols] of [
+      ['bf16', [32, 32], 5],
+      ['f16', [96], 33],
+      ['f32', [7, 50, 39], 1],
+    ] as const) {
+      const { weight, exact, read } = weightOf(dtype, rows, cols, 'plain')
+      const [packed] = await stored({ ...weight, branches: 2 }, 'tiled', read)
+      const { layout, data } = packed!
+      const order = runs(weight.rows)
+      expect(order.toSorted((a, b) => a - b)).toEqual(order.map((_, i) => i))
+      for (const [r, from] of order.entries())
+        for (let c = 0; c < cols; c++)
+          expect(element[dtype](data, elementIndex(layout, cols, r, c))).toBe(exact[from * cols + c])
+      if (cols > 1) continue
+      const [vector] = await stored({ ...weight, branches: 2, rows: 1, cols: weight.rows }, 'row', read)
+      expect(order.map((_, i) => element.f32(vector!.data, i))).toEqual(order.map((from) => exact[from]))
+    }
+  })
+
+  test.each(['q8', 'q4'] as const)('%s of two branches is that of the rows in their order', async (format) => {
+    const { weight, exact, read } = weightOf('f32', [32, 32], 40, format)
+    const order = [0, 32, 16, 48].flatMap((start) => exact.slice(start * 40, (start + 16) * 40))
+    const ordered = tensor('F32', [64, 40], Float32Array.from(order)).bytes
+    const plain = { ...weight, parts: [{ tensor: 'p', dtype: 'f32' as const, elements: 64 * 40 }] }
+    const [branches, expected] = await Promise.all([
+      stored({ ...weight, branches: 2 }, 'tiled', read),
+      stored(plain, 'tiled', () => ordered),
+    ])
+    expect(branches.map(({ data }) => data)).toEqual(expected.map(({ data }) => data))
+  })
+
   test('a row weight becomes float32, exactly', async () => {
     for (const dtype of ['f32', 'f16', 'bf16'] as const) {
       const { weight, exact, read } = weightOf(dtype, [1, 1], 70_001, 'plain')

@@ -4,6 +4,7 @@
  */
 import { byteSize, type DType, f16ToNumber, packInt4 } from '../../abi/dtypes.ts'
 import { layouts, paddedShape } from '../../abi/layouts.ts'
+import { BRANCH_RUN } from '../../abi/ops/define.ts'
 import { fail } from '../../errors.ts'
 import type { Part, Weight } from '../graph.ts'
 import { limits, quantizedRow, quantizeRow } from './integers.ts'
@@ -44,19 +45,26 @@ const bytesOf = (part: Part, read: ReadTensor): Uint8Array =>
     ? new Uint8Array(part.values.buffer, part.values.byteOffset, part.values.byteLength)
     : read(part.tensor)
 
-/** Row `r` of a weight whose parts are stacked: calls `read` once for each part, in order of rows. */
-function rowReader(weight: Weight, read: ReadTensor): (row: number) => Uint8Array {
-  const rowBytes = byteSize(weight.dtype, weight.cols)
-  let next = 0
-  let [start, end] = [0, 0]
-  let bytes: Uint8Array = new Uint8Array()
-  return (row) => {
-    while (row >= end) {
-      bytes = bytesOf(weight.parts[next++]!, read)
-      start = end
-      end += bytes.length / rowBytes
-    }
-    return bytes.subarray((row - start) * rowBytes, (row - start + 1) * rowBytes)
+/** Row of the stacked parts, `rows` in all, that is row `row` of a weight of two branches. */
+function branchRow(row: number, rows: number): number {
+  const run = Math.floor(row / BRANCH_RUN)
+  return (run % 2) * (rows / 2) + (run >> 1) * BRANCH_RUN + (row % BRANCH_RUN)
+}
+
+/** Row `r` of a weight: calls `read` once for each part, when the first of its rows is asked for. */
+function rowReader({ parts, branches, dtype, rows, cols }: Weight, read: ReadTensor): (row: number) => Uint8Array {
+  const rowBytes = byteSize(dtype, cols)
+  let end = 0
+  const stacked = parts.map((part) => {
+    const start = end
+    end += part.elements / cols
+    return { part, start, end, bytes: undefined as Uint8Array | undefined }
+  })
+  return (index) => {
+    const row = branches ? branchRow(index, rows) : index
+    const within = stacked.find((each) => row < each.end)!
+    within.bytes ??= bytesOf(within.part, read)
+    return within.bytes.subarray((row - within.start) * rowBytes, (row - within.start + 1) * rowBytes)
   }
 }
 
@@ -157,6 +165,17 @@ async function* packRow({ weight }: StoredWeight, read: ReadTensor, pacer: Pacer
   }
 }
 
+/** A vector of two branches as float32, whole: it is as short as a bias. */
+async function* packBranches({ weight }: StoredWeight, read: ReadTensor): AsyncGenerator<Uint8Array> {
+  const stacked = new Float32Array(weight.cols)
+  let at = 0
+  for (const part of weight.parts) {
+    toFloat32(part.dtype, bytesOf(part, read), stacked.subarray(at, at + part.elements))
+    at += part.elements
+  }
+  yield new Uint8Array(stacked.map((_, i) => stacked[branchRow(i, weight.cols)]!).buffer)
+}
+
 /**
  * Stored bytes of `weights` one after the other, in chunks; `index` says whose they are. At most one chunk and
  * what scales one weight are held.
@@ -183,7 +202,9 @@ export async function* packWeights(
     const rowOf = rowReader(weight, read)
     const chunks =
       tensor.layout === 'row'
-        ? packRow(stored, read, pacer)
+        ? weight.branches
+          ? packBranches(stored, read)
+          : packRow(stored, read, pacer)
         : packTiles(stored, pacer, (row, target) => target.set(rowOf(row)))
     for await (const bytes of chunks) yield { index, bytes }
   }

@@ -46,7 +46,8 @@ export class TensorTable {
     const { dtype, layout } = storage(weight, form)
     const known = this.#index.get(weight.name)
     if (known !== undefined) {
-      if (this.stored[known]!.tensor.layout === layout && this.stored[known]!.tensor.dtype === dtype) return known
+      const { tensor, weight: other } = this.stored[known]!
+      if (tensor.layout === layout && tensor.dtype === dtype && other.branches === weight.branches) return known
       const reason = `used as ${dtype} ${layout} and in another form`
       throw fail('PLAN_INVALID', { path: 'graph', rule: 'tensor', where: weight.name, reason })
     }

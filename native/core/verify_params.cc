@@ -74,6 +74,10 @@ void check(const op::layer_norm::Params& p, Check& c) {
 void check(const op::linear::Params& p, Check& c) {
   c.positive(p.n, p.k);
   c.activation(p.activation);
+  c.require(p.branches == 1 || p.branches == 2, "neither one branch nor two");
+  c.require(p.branches == 1 || p.n % kBranchRun == 0, "the branches alternate in runs, and n is no multiple of a run");
+  c.epsilon(p.norm_eps);
+  c.finite(p.norm_offset);
 }
 
 void check(const op::logits::Params& p, Check& c) {

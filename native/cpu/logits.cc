@@ -10,7 +10,7 @@ void logits(const Context& context, const Call& call) {
       .softcap = p.softcap,
   };
   const Factors factors{call.weights[op::logits::weight_weight], call.weights[op::logits::weight_scales], Weight{}};
-  product(context, call.inputs[op::logits::in_x], factors, epilogue, call.outputs[op::logits::out_out]);
+  product(context, Input{call.inputs[op::logits::in_x]}, factors, epilogue, call.outputs[op::logits::out_out]);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

@@ -51,8 +51,10 @@ void run_blocks(const Context& context, const Product& product, const Epilogue& 
                 const Matrix& out) {
   const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
   const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
-  split(context, ceil_div(out.width, kLanes), rows, kPanel, rows * product.k * out.width,
-        [&](Range tiles, Range part, unsigned) {
+  const size_t branches = epilogue.branches;
+  split(context, ceil_div(out.width, kLanes), rows, kPanel, rows * product.k * out.width * branches,
+        [&](Range outputs, Range part, unsigned) {
+          const Range tiles{outputs.begin * branches, outputs.end * branches};
           for (size_t t = tiles.begin; t < tiles.end; t += group) {
             run_rows(product, part, t, tiles.end - t < group ? tiles.end : t + group, done);
           }
@@ -70,12 +72,13 @@ void each_panel(const Context& context, const Matrix& x, const Body& body) {
 
 // Packs x in panels of k >= x.width elements, padded with zeros; rounded to bf16 for bf16 weights.
 template <bool Round>
-const float* pack_floats(const Context& context, const Matrix& x, size_t k) {
+const float* pack_floats(const Context& context, const Input& x, size_t k) {
   float* panels = context.scratch.take<float>(x.rows * k);
+  const InputRows rows(context, x, kPanel);
   each_panel(context, x, [&](size_t row, size_t width) {
     float* panel = panels + row * k;
     for (size_t r = 0; r < width; ++r) {
-      const float* from = x.row<float>(row + r);
+      const float* from = rows[row + r];
       for (size_t c = 0; c < k; c += kLanes) {
         float lanes[kLanes];
         const size_t left = c < x.width ? x.width - c : 0;
@@ -90,7 +93,7 @@ const float* pack_floats(const Context& context, const Matrix& x, size_t k) {
 }
 
 template <class Weights>
-void float_product(const Context& context, const Matrix& x, const Weight& weight, const Epilogue& epilogue,
+void float_product(const Context& context, const Input& x, const Weight& weight, const Epilogue& epilogue,
                    const Matrix& out) {
   const size_t k = round_up(x.width, kLayouts[size_t(weight.layout)].align);
   constexpr bool round = std::is_same_v<Weights, Bf16Weights>;
@@ -106,11 +109,12 @@ struct Quantized {
 };
 
 template <class Weights>
-Quantized quantize_panels(const Context& context, const Matrix& x, size_t k) {
+Quantized quantize_panels(const Context& context, const Input& x, size_t k) {
   const size_t blocks = ceil_div(k, kQuantBlock), spans = ceil_div(k, Weights::kSpan);
   int8_t* panels = context.scratch.take<int8_t>(x.rows * k);
   float* scales = context.scratch.take<float>(x.rows * blocks);
   int32_t* offsets = context.scratch.take<int32_t>(x.rows * spans);
+  const InputRows rows(context, x, kPanel);
   each_panel(context, x, [&](size_t row, size_t width) {
     int8_t* panel = panels + row * k;
     int32_t* offset = offsets + row * spans;
@@ -126,7 +130,7 @@ Quantized quantize_panels(const Context& context, const Matrix& x, size_t k) {
         offset[i / Weights::kSpan * width + r] = -Weights::kOffset * reduce_add(sum);
         sum = set_int(0);
       };
-      quantize_row(x.row<float>(row + r), x.width, emit,
+      quantize_row(rows[row + r], x.width, emit,
                    [&](size_t block, float scale) { scales[row * blocks + block * width + r] = scale; });
     }
   });
@@ -134,7 +138,7 @@ Quantized quantize_panels(const Context& context, const Matrix& x, size_t k) {
 }
 
 template <class Weights>
-void integer_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+void integer_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                      const Matrix& out) {
   const size_t k = round_up(x.width, kQuantGroup);
   const Quantized q = quantize_panels<Weights>(context, x, k);
@@ -149,13 +153,15 @@ void integer_product(const Context& context, const Matrix& x, const Factors& fac
 }
 
 // int4 weights for many rows: expanded to int8 once, a few tiles at a time.
-void expanded_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+void expanded_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                       const Matrix& out) {
   constexpr size_t kTiles = 2;
   const size_t k = round_up(x.width, kQuantGroup), tile_bytes = k * kLanes, blocks = ceil_div(k, kQuantBlock);
   const Quantized q = quantize_panels<Int8Weights>(context, x, k);
   int8_t* buffers = context.scratch.take<int8_t>(context.pool.threads() * kTiles * tile_bytes);
-  const auto piece = [&](Range tiles, Range rows, unsigned thread) {
+  const size_t branches = epilogue.branches;
+  const auto piece = [&](Range outputs, Range rows, unsigned thread) {
+    const Range tiles{outputs.begin * branches, outputs.end * branches};
     int8_t* buffer = buffers + thread * kTiles * tile_bytes;
     for (size_t t = tiles.begin; t < tiles.end; t += kTiles) {
       const size_t count = tiles.end - t < kTiles ? tiles.end - t : kTiles;
@@ -167,12 +173,12 @@ void expanded_product(const Context& context, const Matrix& x, const Factors& fa
                [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
     }
   };
-  split(context, ceil_div(out.width, kLanes), x.rows, kPanel, x.rows * k * out.width, piece);
+  split(context, ceil_div(out.width, kLanes), x.rows, kPanel, x.rows * k * out.width * branches, piece);
 }
 
 }  // namespace
 
-void product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+void product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
              const Matrix& out) {
   if (x.rows == 0) return;
 #if defined(INGOT_ISA_amx)

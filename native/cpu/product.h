@@ -1,9 +1,16 @@
 // x . weight^T, the product behind linear and logits.
 #pragma once
 #include "math.h"
+#include "norm.h"
 #include "parallel.h"
 
 namespace ingot::cpu::INGOT_ISA {
+
+// x of a product: rows that are RMS-normalised first where `norm` is given.
+struct Input : Matrix {
+  const float* norm = nullptr;
+  float eps = 0, offset = 0;
+};
 
 // What happens to a finished sum: residual + activation(softcap(scale * (sum + bias))).
 struct Epilogue {
@@ -11,13 +18,36 @@ struct Epilogue {
   float scale = 1, softcap = 0;
   Activation activation = Activation::none;
   Matrix residual = {};
+  uint32_t branches = 1;  // tiles an output tile takes; 2: of a gate, then of what it multiplies
 };
 
 // A weight and what scales it: int8 has `scales`, int4 `sub_scales` too.
 struct Factors { const Weight &weight, &scales, &sub_scales; };
 
-// out = epilogue(x . weight^T). weight is (out.width, x.width) in tile16 (f32, f16), tile16x2 (bf16), tile16x4 (int8)
-// or tile16x8 (int4).
+// Rows of an input as the product reads them, made when they are asked for. `sharing` consecutive rows take turns with
+// one buffer: whoever packs them uses each before the next.
+class InputRows {
+ public:
+  InputRows(const Context& context, const Input& x, size_t sharing)
+      : x_(x), sharing_(sharing),
+        buffers_(x.norm ? context.scratch.take<float>(ceil_div(x.rows, sharing) * x.width) : nullptr) {}
+
+  const float* operator[](size_t r) const {
+    const float* row = x_.row<float>(r);
+    if (!x_.norm) return row;
+    float* buffer = buffers_ + r / sharing_ * x_.width;
+    rms_normalize(row, x_.norm, buffer, x_.width, x_.eps, x_.offset);
+    return buffer;
+  }
+
+ private:
+  const Input& x_;
+  size_t sharing_;
+  float* buffers_;
+};
+
+// out = epilogue(x . weight^T). weight is (branches * out.width, x.width) in tile16 (f32, f16), tile16x2 (bf16),
+// tile16x4 (int8) or tile16x8 (int4).
 //
 // The order of every sum is fixed, whatever the blocking, the batch, the threads and the instruction set:
 // - Float weights: each block of 32 along K is summed as its even and its odd elements, in order and fused; the two
@@ -26,16 +56,20 @@ struct Factors { const Weight &weight, &scales, &sub_scales; };
 // - int8 and int4 weights: x is quantised to int8 by row and block of 256 (scale = max|x| / 127); the integer sum of a
 //   block is exact in any order, int4 weights taken times their sub-scales, and fused into the running sum with the
 //   product of both scales.
-void product(const Context&, const Matrix& x, const Factors& factors, const Epilogue&, const Matrix& out);
+void product(const Context&, const Input& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
-// Writes the outputs of one row and one tile of 16 columns.
+// Writes the outputs of one row and one tile of 16 weight rows. Of two branches, a tile of the gate waits in `out` for the
+// next tile, which the same thread finishes after it.
 inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile, Vec y) {
-  const size_t column = tile * kLanes, n = out.width - column < kLanes ? out.width - column : kLanes;
-  if (e.bias) y = y + load_n(e.bias + column, n);
+  const size_t column = tile / e.branches * kLanes;
+  const size_t n = out.width - column < kLanes ? out.width - column : kLanes;
+  if (e.bias) y = y + load_n(e.bias + tile * kLanes, n);
   y = y * set(e.scale);
   if (e.softcap > 0) y = softcap(y, e.softcap);
-  y = activate(e.activation, y);
-  if (e.residual) y = load_n(e.residual.row<float>(row) + column, n) + y;
+  const bool gate = e.branches == 2 && tile % 2 == 0;
+  if (e.branches == 2 && !gate) y = load_n(out.row<float>(row) + column, n) * y;
+  else y = activate(e.activation, y);
+  if (e.residual && !gate) y = load_n(e.residual.row<float>(row) + column, n) + y;
   store_n(out.row<float>(row) + column, y, n);
 }
 
@@ -44,7 +78,8 @@ inline constexpr size_t kForkProducts = 65536;
 
 struct Range { size_t begin, end; };
 
-// Calls body(tiles, rows, thread): splits (tiles, rows) over the pool by tiles, so that a weight is read once, and by rows too where tiles are few.
+// Calls body(tiles of `out`, rows, thread): splits them over the pool by tiles, so that a weight is read once, and by rows
+// too where tiles are few.
 template <class Body>
 void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, const Body& body) {
   const size_t threads = products < kForkProducts ? 1 : context.pool.threads();

@@ -188,19 +188,21 @@ struct Packed {
 };
 
 template <class Tiles>
-Packed packed(const Context& context, const Matrix& x, size_t chunk_steps, std::byte*& tiles) {
+Packed packed(const Context& context, const Input& x, size_t chunk_steps, std::byte*& tiles) {
   const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Tiles::kStep);
   tiles = context.scratch.take<std::byte>(Packed::bytes(rows, steps, chunk_steps));
   return {tiles, nullptr, rows, steps, chunk_steps};
 }
 
-Packed pack(Bf16Tiles, const Context& context, const Matrix& x, size_t chunk_steps) {
+Packed pack(Bf16Tiles, const Context& context, const Input& x, size_t chunk_steps) {
   std::byte* tiles;
   const Packed p = packed<Bf16Tiles>(context, x, chunk_steps, tiles);
+  const InputRows rows(context, x, 1);
   each_row(context, p.rows, x.width, [&](size_t r) {
+    const float* row = r < x.rows ? rows[r] : nullptr;
     for (size_t c = 0; c < p.steps * Bf16Tiles::kStep; c += kLanes) {
-      const size_t left = r < x.rows && c < x.width ? x.width - c : 0;
-      const Vec v = left ? load_n(x.row<float>(r) + c, left < kLanes ? left : kLanes) : zero();
+      const size_t left = row && c < x.width ? x.width - c : 0;
+      const Vec v = left ? load_n(row + c, left < kLanes ? left : kLanes) : zero();
       std::byte* to = tiles + p.offset(r, c / Bf16Tiles::kStep) + c % Bf16Tiles::kStep * 2;
       store_bf16(reinterpret_cast<uint16_t*>(to), v);
     }
@@ -208,18 +210,19 @@ Packed pack(Bf16Tiles, const Context& context, const Matrix& x, size_t chunk_ste
   return p;
 }
 
-Packed pack(Int8Tiles, const Context& context, const Matrix& x, size_t chunk_steps) {
+Packed pack(Int8Tiles, const Context& context, const Input& x, size_t chunk_steps) {
   std::byte* tiles;
   Packed p = packed<Int8Tiles>(context, x, chunk_steps, tiles);
   float* scales = context.scratch.take<float>(p.rows * ceil_div(x.width, kQuantBlock));
   p.scales = scales;
+  const InputRows rows(context, x, 1);
   each_row(context, p.rows, x.width, [&](size_t r) {
     for (size_t i = 0; i < p.steps; ++i) std::memset(tiles + p.offset(r, i), 0, 64);
     const auto emit = [&](size_t k, Ints q) {
       store_i8(reinterpret_cast<int8_t*>(tiles + p.offset(r, k / Int8Tiles::kStep) + k % Int8Tiles::kStep), q);
     };
     const auto scale = [&](size_t block, float s) { scales[block * p.rows + r] = s; };
-    if (r < x.rows) quantize_row(x.row<float>(r), x.width, emit, scale);
+    if (r < x.rows) quantize_row(rows[r], x.width, emit, scale);
     else for (size_t k = 0; k < x.width; k += kQuantBlock) scale(k / kQuantBlock, 0);
   });
   return p;
@@ -234,7 +237,7 @@ struct TileWorkspace {
 template <class Tiles>
 class TileProduct {
  public:
-  TileProduct(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+  TileProduct(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
               const Matrix& out)
       : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
         halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
@@ -247,7 +250,9 @@ class TileProduct {
       workspaces[i] = {context.scratch.take<float>(sums * sizeof(Sums<float>) / sizeof(float)),
                        ready_ ? nullptr : context.scratch.take<std::byte>(chunk)};
     }
-    split(context, tiles, x.rows, 2 * kRows, x.rows * k_ * out.width, [&](Range range, Range rows, unsigned thread) {
+    const size_t products = x.rows * k_ * out.width * epilogue.branches;
+    split(context, tiles, x.rows, 2 * kRows, products, [&](Range outputs, Range rows, unsigned thread) {
+      const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       _tile_loadconfig(&kTiles);
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
         const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
@@ -359,7 +364,7 @@ class TileProduct {
 
 }  // namespace
 
-bool amx_product(const Context& context, const Matrix& x, const Factors& factors, const Epilogue& epilogue,
+bool amx_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                  const Matrix& out) {
   if (x.rows < kLeastRows) return false;
   switch (factors.weight.dtype) {

@@ -26,7 +26,7 @@ enum class RopeStyle : uint32_t { half = 0, interleaved = 1 };
 enum class Router : uint32_t { softmax = 0, sigmoid = 1 };
 enum class Pool : uint32_t { mean = 0, first = 1, last = 2 };
 inline constexpr uint32_t kSampleFlagSample = 1, kSampleFlagLogits = 2, kSampleFlagHidden = 4;
-inline constexpr uint32_t kTopLogprobs = 20, kQuantBlock = 256, kQuantGroup = 32, kBlockTokens = 32, kStepVersion = 1, kRowResultBytes = 168;
+inline constexpr uint32_t kTopLogprobs = 20, kQuantBlock = 256, kQuantGroup = 32, kBranchRun = 16, kBlockTokens = 32, kStepVersion = 1, kRowResultBytes = 168;
 inline constexpr size_t kMaxOpcodes = 33;
 
 // The step buffer and its results (abi/step.ts).
@@ -245,18 +245,24 @@ namespace op::linear {
 inline constexpr uint16_t id = 6;
 enum : size_t { in_x = 0, in_residual = 1 };
 enum : size_t { out_out = 0 };
-enum : size_t { weight_weight = 0, weight_scales = 1, weight_bias = 2, weight_sub_scales = 3 };
+enum : size_t { weight_weight = 0, weight_scales = 1, weight_bias = 2, weight_sub_scales = 3, weight_norm = 4 };
 struct Params {
   uint32_t size;
   uint16_t version_major, version_minor;
   uint32_t n;
   uint32_t k;
   uint32_t activation;
+  uint32_t branches;
+  float norm_eps;
+  float norm_offset;
 };
-static_assert(sizeof(Params) == 20);
+static_assert(sizeof(Params) == 32);
 static_assert(offsetof(Params, n) == 8);
 static_assert(offsetof(Params, k) == 12);
 static_assert(offsetof(Params, activation) == 16);
+static_assert(offsetof(Params, branches) == 20);
+static_assert(offsetof(Params, norm_eps) == 24);
+static_assert(offsetof(Params, norm_offset) == 28);
 }
 
 namespace op::logits {
@@ -572,19 +578,20 @@ inline constexpr OpDef kOps[] = {
       {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}}},
      0, {},
      2, {{0, 0x0u}, {0, 0x0u}}},
-    {6, "linear", 1, 1, 0, 20,
+    {6, "linear", 1, 1, 1, 32,
      2, {
       {"x", kAnySpace, false, DType::f32, {1, {{12, 1, 1}}}},
       {"residual", kAnySpace, true, DType::f32, {1, {{8, 1, 1}}}}},
      1, {
       {"out", kAnySpace, false, DType::f32, {1, {{8, 1, 1}}}}},
-     4, {
-      {"weight", true, false, {1, {{8, 1, 1}}}, {1, {{12, 1, 1}}}},
-      {"scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 256, 1}}}},
-      {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}},
-      {"sub_scales", true, true, {1, {{8, 1, 1}}}, {1, {{12, 32, 1}}}}},
+     5, {
+      {"weight", true, false, {2, {{20, 1, 1}, {8, 1, 1}}}, {1, {{12, 1, 1}}}},
+      {"scales", true, true, {2, {{20, 1, 1}, {8, 1, 1}}}, {1, {{12, 256, 1}}}},
+      {"bias", false, true, {1, {{-1, 1, 1}}}, {2, {{20, 1, 1}, {8, 1, 1}}}},
+      {"sub_scales", true, true, {2, {{20, 1, 1}, {8, 1, 1}}}, {1, {{12, 32, 1}}}},
+      {"norm", false, true, {1, {{-1, 1, 1}}}, {1, {{12, 1, 1}}}}},
      0, {},
-     3, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}}},
+     6, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {1, 0x1u}, {1, 0x0u}, {1, 0x0u}}},
     {7, "logits", 1, 1, 0, 24,
      1, {
       {"x", 1, false, DType::f32, {1, {{12, 1, 1}}}}},

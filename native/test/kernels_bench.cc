@@ -44,7 +44,7 @@ void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size
   Register x(m, k), out(m, n);
   Random random(1);
   x.fill(random);
-  const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), 0};
+  const op::linear::Params params{32, 1, 1, uint32_t(n), uint32_t(k), 0, 1, 0, 0};
   Call call{};
   call.inputs[0] = x.matrix();
   call.outputs[0] = out.matrix();

@@ -48,7 +48,7 @@ void product_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   const Stored bias = random_row(random, n);
   const bool plain = random.below(2);
   const Activation activation = plain ? Activation::none : Activation(random.below(8));
-  const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), uint32_t(activation)};
+  const op::linear::Params params{32, 1, 1, uint32_t(n), uint32_t(k), uint32_t(activation), 1, 0, 0};
   Call call{};
   call.inputs[op::linear::in_x] = x.matrix();
   if (!plain) call.inputs[op::linear::in_residual] = residual.matrix();
@@ -121,7 +121,7 @@ void test_batch_invariance() {
     Register x(m, k), together(m, n), alone(1, n);
     x.fill(random);
     const StoredFactors w(random, n, k, dtype);
-    const op::linear::Params params{20, 1, 0, uint32_t(n), uint32_t(k), 0};
+    const op::linear::Params params{32, 1, 1, uint32_t(n), uint32_t(k), 0, 1, 0, 0};
     Call call{};
     call.inputs[0] = x.matrix();
     call.outputs[0] = together.matrix();

@@ -62,41 +62,76 @@ interface Epilogue {
   readonly bias?: boolean
   readonly residual?: boolean
   readonly activation?: number
+  readonly norm?: boolean
+  readonly branches?: 2
 }
 const epilogues: readonly Epilogue[] = [
   { name: 'bias', bias: true },
   { name: 'residual', residual: true },
   { name: 'gelu', activation: activations.gelu },
   { name: 'bias, silu, residual', bias: true, activation: activations.silu, residual: true },
+  { name: 'norm', norm: true },
+  { name: 'norm, bias, gelu_tanh', norm: true, bias: true, activation: activations.gelu_tanh },
+]
+const branched: readonly Epilogue[] = [
+  { name: 'two branches', branches: 2 },
+  { name: 'two branches, silu', branches: 2, activation: activations.silu },
+  {
+    name: 'norm, two branches, bias, gelu, residual',
+    norm: true,
+    branches: 2,
+    bias: true,
+    residual: true,
+    activation: activations.gelu,
+  },
 ]
 
 function linearCase(dtype: MatrixDType, n: number, k: number, epilogue: Epilogue): OpCase {
+  const { branches = 1, norm } = epilogue
+  const rows = branches * n
+  // Weights of two branches are stored in another order than the checkpoint's.
+  const order = branches === 2 ? { branches } : {}
+  // Normed inputs, as the weights of the norm, are a few times larger; a branch multiplies the error of the other.
+  const scale = (norm ? 4 : 1) * (branches === 2 ? (norm ? 4 : 1) * 2 * (4 / 3) * Math.sqrt(k) : 1)
   return {
     op: 'linear',
     name: `${dtype}, ${n} x ${k}${epilogue.name && `, ${epilogue.name}`}`,
     vocab: INPUT_ROWS,
-    tensors: [inputTensor(k + n), matrixTensor('weight', n, k, dtype), rowTensor('bias', n)],
+    tensors: [
+      inputTensor(k + n),
+      matrixTensor('weight', rows, k, dtype),
+      rowTensor('bias', rows),
+      rowTensor('norm', k),
+    ],
     ...quantized(dtype),
     build: (graph) => {
       const [x, residual] = inputs(graph, k, n)
       const out = graph.add('linear', 'linear', {
         inputs: { x: x!, residual: epilogue.residual ? residual : undefined },
         weights: {
-          weight: graph.weight('weight', [n, k]),
-          bias: epilogue.bias ? graph.weight('bias', [n]) : undefined,
+          weight: { ...graph.weight('weight', [rows, k]), ...order },
+          bias: epilogue.bias ? { ...graph.weight('bias', [rows]), ...order } : undefined,
+          norm: norm ? graph.weight('norm', [k]) : undefined,
         },
-        params: { n, k, activation: epilogue.activation ?? 0 },
+        params: {
+          n,
+          k,
+          branches,
+          activation: epilogue.activation ?? 0,
+          ...(norm && { norm_eps: 1e-6, norm_offset: 1 }),
+        },
       }).out
       outputTokens(graph, out)
     },
     steps: countSteps,
-    tolerance: productBound('linear', k + 2, dtype),
+    tolerance: productBound('linear', k + 2, dtype) * scale,
   }
 }
 
 export const linearCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) => [
   ...shapes.map(([n, k]) => linearCase(dtype, n, k, { name: '' })),
   ...epilogues.map((epilogue) => linearCase(dtype, 33, 65, epilogue)),
+  ...branched.flatMap((epilogue) => [16, 80].map((n) => linearCase(dtype, n, n === 16 ? 33 : 96, epilogue))),
 ])
 
 /** Logits over `vocab` from rows of `k`; `tied`: the table of the embedding is the head. */
