@@ -77,6 +77,14 @@ const param = (label: string, name: string, value: number) =>
 const menagerieParam = (label: string, name: string, value: number) =>
   menagerie((plan) => void ((find(plan, label).params as Record<string, number>)[name] = value))
 
+/** The router of the menagerie, of 4 outputs, with as many branches as its weights then hold. */
+const branches = (count: number) =>
+  menagerie((plan) => {
+    ;(find(plan, 'router').params as Record<string, number>).branches = count
+    plan.tensors[indexOf(plan, 'router')]!.rows = 4 * count
+    Object.assign(plan.tensors[indexOf(plan, 'router.bias')]!, { cols: 4 * count, bytes: 16 * count })
+  })
+
 /** Rule, what breaks it, bytes. */
 const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
   ['identifier', 'another identifier', () => writePlan(decoderPlan()).with(4, 0x58)],
@@ -185,6 +193,11 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
     }),
   ],
   ['params-value', 'a softcap below 0', param('head', 'softcap', -1)],
+  ['params-value', 'three branches', branches(3)],
+  ['params-value', 'two branches whose rows fill no whole run', branches(2)],
+  ['params-value', 'an epsilon of a prologue below 0', menagerieParam('router', 'norm_eps', -1)],
+  ['params-value', 'an offset of a prologue that is not finite', menagerieParam('router', 'norm_offset', Number.NaN)],
+  ['weight-form', 'branches without their rows', menagerieParam('router', 'branches', 2)],
   ['params-value', 'an unknown pooling mode', menagerieParam('pool', 'mode', 3)],
   ['params-value', 'a flag of 2', menagerieParam('pool', 'normalize', 2)],
   ['params-value', 'an unknown router', menagerieParam('moe', 'router', 2)],

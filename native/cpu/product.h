@@ -58,8 +58,9 @@ class InputRows {
 //   product of both scales.
 void product(const Context&, const Input& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
-// Writes the outputs of one row and one tile of 16 weight rows. Of two branches, a tile of the gate waits in `out` for the
-// next tile, which the same thread finishes after it.
+// Writes the outputs of one row and one tile of 16 weight rows. Of two branches, a tile of the gate waits in `out` for
+// the next tile, which the same thread finishes after it.
+static_assert(kBranchRun == kLanes);
 inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile, Vec y) {
   const size_t column = tile / e.branches * kLanes;
   const size_t n = out.width - column < kLanes ? out.width - column : kLanes;

@@ -113,6 +113,84 @@ void test_products() {
   }
 }
 
+// The operations that a linear with a norm and two branches replaces, one after the other.
+void unfused(Register& x, const Stored& norm, Call linear, Activation activation, Register& residual, Register& out) {
+  const size_t m = x.rows, n = out.width, k = x.width;
+  Register normed(m, k), both(m, 2 * n), gate(m, n), up(m, n), product(m, n);
+  const op::rms_norm::Params norm_params{24, 1, 0, uint32_t(k), 1, 1e-5f, 0.5f};
+  Call call{};
+  call.inputs[op::rms_norm::in_x] = x.matrix();
+  call.outputs[0] = normed.matrix();
+  call.weights[op::rms_norm::weight_weight] = norm.weight();
+  call.params = &norm_params;
+  run_everywhere(op::rms_norm::id, kNoStep, call, {&normed});
+
+  const op::linear::Params plain{32, 1, 1, uint32_t(2 * n), uint32_t(k), 0, 1, 0, 0};
+  linear.inputs[op::linear::in_x] = normed.matrix();
+  linear.inputs[op::linear::in_residual] = {};
+  linear.weights[op::linear::weight_norm] = {};
+  linear.outputs[0] = both.matrix();
+  linear.params = &plain;
+  run_everywhere(op::linear::id, kNoStep, linear, {&both});
+
+  for (size_t r = 0; r < m; ++r)
+    for (size_t c = 0; c < n; ++c) {
+      const size_t from = c / kBranchRun * 2 * kBranchRun + c % kBranchRun;
+      gate.row(r)[c] = both.row(r)[from];
+      up.row(r)[c] = both.row(r)[from + kBranchRun];
+    }
+  const op::glu::Params glu_params{16, 1, 0, uint32_t(n), uint32_t(activation)};
+  call = {};
+  call.inputs[op::glu::in_gate] = gate.matrix();
+  call.inputs[op::glu::in_up] = up.matrix();
+  call.outputs[0] = product.matrix();
+  call.params = &glu_params;
+  run_everywhere(op::glu::id, kNoStep, call, {&product});
+
+  const op::residual::Params residual_params{16, 1, 0, uint32_t(n), 1};
+  call = {};
+  call.inputs[op::residual::in_x] = residual.matrix();
+  call.inputs[op::residual::in_y] = product.matrix();
+  call.outputs[0] = out.matrix();
+  call.params = &residual_params;
+  run_everywhere(op::residual::id, kNoStep, call, {&out});
+}
+
+void fused_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
+  Register x(m, k), residual(m, n), expected(m, n), out(m, n);
+  x.fill(random, 3);
+  residual.fill(random);
+  const StoredFactors w(random, 2 * n, k, dtype);
+  const Stored bias = random_row(random, 2 * n), norm = random_row(random, k);
+  const auto activation = Activation(random.below(8));
+  const op::linear::Params params{32, 1, 1, uint32_t(n), uint32_t(k), uint32_t(activation), 2, 1e-5f, 0.5f};
+  Call call{};
+  call.inputs[op::linear::in_x] = x.matrix();
+  call.inputs[op::linear::in_residual] = residual.matrix();
+  call.outputs[0] = out.matrix();
+  w.give(call);
+  call.weights[op::linear::weight_bias] = bias.weight();
+  call.weights[op::linear::weight_norm] = norm.weight();
+  call.params = &params;
+  run_everywhere(op::linear::id, kNoStep, call, {&out});
+  unfused(x, norm, call, activation, residual, expected);
+  CHECK(std::memcmp(out.data.data(), expected.data.data(), out.data.size() * 4) == 0);
+}
+
+// A linear that normalises and multiplies its branches has the bits of the operations one by one.
+void test_fusions() {
+  Random random(7);
+  for (DType dtype : kWeights) {
+    for (size_t m : {1, 2, 3, 4, 5, 8, 9, 17, 33}) {
+      const size_t n = kBranchRun * (1 + random.below(5));
+      fused_case(random, m, n, 1 + random.below(130), dtype);
+    }
+    fused_case(random, 130, 16, 70, dtype);   // rows are shared out
+    fused_case(random, 1, 1104, 130, dtype);  // tiles are
+    fused_case(random, 9, 304, 257, dtype);
+  }
+}
+
 // A result for a row does not depend on the rows beside it.
 void test_batch_invariance() {
   Random random(2);
@@ -324,6 +402,7 @@ int main() {
   }
   CHECK(cpu::cpu_info().physical_cores >= 1);
   test_products();
+  test_fusions();
   test_batch_invariance();
   test_pointwise();
   test_rms_norm();
