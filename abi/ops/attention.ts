@@ -27,7 +27,9 @@ export const rope = op({
  * head; with `inv_freq`, then rope. Without causal, a token attends to every token of its sequence in this step and no
  * state is used.
  *
- * State, per block of B positions: K then V, each (kv_heads, B, head_dim rounded up to 16).
+ * State, per block of B positions: K then V, each kv_heads times B times head_dim rounded up to 16. How elements lie
+ * among these is a backend's own affair, as nobody else reads them. On the CPU, a head's keys are a matrix
+ * (B, head_dim) and its values one of (head_dim, B), each in the layout that `linear` takes for the dtype.
  */
 export const attention = op({
   id: 9,

@@ -494,6 +494,14 @@ inline Ints round_int(Vec v) {
   return r;
 }
 
+// The upper halves: what store_bf16 writes where nothing needs rounding.
+inline void store_high(uint16_t* p, Vec v) {
+  for (int i = 0; i < kParts; ++i) {
+    const HalfPart half = __builtin_convertvector((BitPart)v.p[i] >> 16, HalfPart);
+    std::memcpy(p + i * 16 / kParts, &half, sizeof half);
+  }
+}
+
 #undef INGOT_EACH
 
 }  // namespace ingot::cpu::INGOT_ISA

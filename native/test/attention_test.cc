@@ -1,5 +1,7 @@
 // Attention against naive f64 code, and bit for bit against itself: on every instruction set, with any number of
 // threads, however prompts are cut into chunks and whichever sequences share a step.
+#include <algorithm>
+
 #include "kernels.h"
 
 using namespace ingot;
@@ -155,7 +157,8 @@ void compare(const Case& c, const Inputs& in, const Register& actual) {
         for (double& e : values.back()) e = p.causal ? stored(c.dtype, e) : e;
       }
       for (size_t t = 0; t < length; ++t) {
-        const auto query = turned(c, in, in.q.row(first + t) + h * dim, in.q_norm, t);
+        auto query = turned(c, in, in.q.row(first + t) + h * dim, in.q_norm, t);
+        for (double& e : query) e = p.causal && c.dtype == DType::bf16 ? stored(c.dtype, e) : e;
         const size_t end = p.causal ? t + 1 : length;
         const size_t begin = p.causal && p.window && t >= p.window ? t - p.window + 1 : 0;
         std::vector<double> weights, sum(dim);
@@ -178,6 +181,8 @@ void compare(const Case& c, const Inputs& in, const Register& actual) {
   }
 }
 
+constexpr size_t kLong = 200;
+
 // Every sequence whole; in chunks; and several at once in uneven shares.
 std::vector<std::vector<Packing>> schedules(const Case& c, Random& random) {
   std::vector<std::vector<Packing>> result;
@@ -190,6 +195,17 @@ std::vector<std::vector<Packing>> schedules(const Case& c, Random& random) {
   result.push_back(alone);
   result.push_back({all});
   if (!c.params.causal) return result;
+  if (*std::max_element(c.lengths.begin(), c.lengths.end()) > kLong) {
+    // Long ones in large chunks, and the last tokens one at a time.
+    std::vector<Packing> steps;
+    for (size_t s = 0; s < c.lengths.size(); ++s) {
+      const size_t whole = c.lengths[s] > 3 ? c.lengths[s] - 3 : 0;
+      for (size_t t = 0; t < whole; t += 97) steps.push_back({{s, std::min(size_t(97), whole - t)}});
+      for (size_t t = whole; t < c.lengths[s]; ++t) steps.push_back({{s, 1}});
+    }
+    result.push_back(steps);
+    return result;
+  }
   for (size_t chunk : {1, 7, 33}) {
     std::vector<Packing> steps;
     for (size_t s = 0; s < c.lengths.size(); ++s)
@@ -218,9 +234,9 @@ void test_case(const Case& c, Random& random) {
   std::vector<float> expected;
   unsigned runs = 0;
   for (const auto& steps : schedules(c, random)) {
-    for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+    for (const cpu::InstructionSet& set : tested_sets()) {
       if (set.table) {
-        const unsigned threads = 1 + runs++ % 3;
+        const unsigned threads = 1 + runs++ % 4;
         const Register out = run(c, in, steps, *set.table, threads);
         if (expected.empty()) {
           compare(c, in, out);
@@ -258,6 +274,29 @@ int main() {
       c.params.norm_eps = 1e-6f;
       c.params.norm_offset = variant == 3 ? 1.0f : 0.0f;
       c.lengths = {1 + random.below(31), 32, 33 + random.below(50), 1};
+      test_case(c, random);
+    }
+  }
+  // Around the ends of pages, and of splits of 256 positions; windows that begin in the midst of one.
+  constexpr uint32_t long_shapes[][3] = {{2, 2, 32}, {3, 1, 64}, {4, 1, 80}, {8, 1, 96}, {2, 1, 128}, {2, 2, 16}};
+  uint32_t variant = 0;
+  for (const auto& [heads, kv_heads, dim] : long_shapes) {
+    const DType plain = variant % 2 ? DType::f16 : DType::f32;
+    for (DType dtype : {DType::bf16, plain, DType::bf16}) {
+      if (dtype == plain && dim > 64) continue;  // without the instruction, a fused sum is slow
+      Case c{{}, dtype, true, false, {}};
+      c.params.heads = heads;
+      c.params.kv_heads = kv_heads;
+      c.params.head_dim = dim;
+      c.params.scale = 2 / std::sqrt(float(dim));
+      c.params.causal = variant % 7 != 6;
+      c.params.window = variant % 3 == 1 ? 300 : variant % 3 == 2 ? 40 : 0;
+      c.params.softcap = variant % 5 == 4 ? 3.0f : 0.0f;
+      c.params.rope_dim = dim;
+      c.params.attention_factor = 1;
+      constexpr size_t ends[] = {255, 256, 257, 511, 512, 513, 800};
+      c.lengths = {ends[variant % 7], 31, 32, 33, ends[(variant + 3) % 7]};
+      ++variant;
       test_case(c, random);
     }
   }

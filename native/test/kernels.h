@@ -12,7 +12,25 @@
 #include "../cpu/cpu.h"
 #include "check.h"
 
+#if defined(INGOT_HAS_amx_emulated)
+namespace ingot::cpu::amx_emulated { extern const KernelTable table; }
+#endif
+
 namespace ingot::test {
+
+// What the machine has, and AMX over tiles in software (tiles.h) where it has all else.
+inline const std::vector<cpu::InstructionSet>& tested_sets() {
+  static const std::vector<cpu::InstructionSet> sets = [] {
+    std::vector<cpu::InstructionSet> found(cpu::instruction_sets().begin(), cpu::instruction_sets().end());
+#if defined(INGOT_HAS_amx_emulated)
+    for (const cpu::InstructionSet& set : cpu::instruction_sets())
+      if (!std::strcmp(set.name, "avx512_vnni") && set.table)
+        found.push_back({"amx_emulated", &cpu::amx_emulated::table, nullptr});
+#endif
+    return found;
+  }();
+  return sets;
+}
 
 struct Random {
   std::mt19937 engine;
@@ -190,7 +208,7 @@ inline void run_on(const KernelTable& table, unsigned threads, uint16_t opcode, 
 inline void run_everywhere(uint16_t opcode, const Step& step, const Call& call, std::vector<Register*> outputs,
                            const std::function<void()>& reset = [] {}) {
   std::vector<std::vector<float>> expected;
-  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+  for (const cpu::InstructionSet& set : tested_sets()) {
     for (unsigned threads = 1; set.table && threads <= 3; ++threads) {
       reset();
       for (Register* r : outputs) r->clear();

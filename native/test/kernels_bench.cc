@@ -63,20 +63,27 @@ void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size
               gigabytes / s, gigaflops / s);
 }
 
-// `tokens` new tokens of one sequence that already has `past` positions.
-void attention(const cpu::InstructionSet& set, unsigned threads, size_t tokens, size_t past) {
-  constexpr uint32_t heads = 32, kv_heads = 8, dim = 64;
-  const size_t blocks = (past + tokens + 31) / 32, size = 2 * kv_heads * 32 * dim * 2;
-  std::vector<std::byte> state((blocks + 1) * size);
-  Register q(tokens, heads * dim), k(tokens, kv_heads * dim), v(tokens, kv_heads * dim), out(tokens, heads * dim);
+struct Heads { const char* model; uint32_t heads, kv_heads, dim; };
+
+// `sequences` of `tokens` new tokens each, after `past` positions that a bf16 state holds.
+void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& shape, size_t sequences, size_t tokens,
+               size_t past) {
+  const auto [model, heads, kv_heads, dim] = shape;
+  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens, size = 2 * kv_heads * 32 * dim * 2;
   Random random(1);
+  std::vector<uint16_t> state((sequences * blocks + 1) * size / 2);
+  for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);
+  Register q(rows, heads * dim), k(rows, kv_heads * dim), v(rows, kv_heads * dim), out(rows, heads * dim);
   for (Register* r : {&q, &k, &v}) r->fill(random);
-  std::vector<int32_t> positions, owners(tokens), starts{0, int32_t(tokens)}, table;
-  for (size_t t = 0; t < tokens; ++t) positions.push_back(int32_t(past + t));
-  for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(b) + 1);
+  std::vector<int32_t> positions, owners, starts{0}, table;
+  for (size_t s = 0; s < sequences; ++s) {
+    for (size_t t = 0; t < tokens; ++t) positions.push_back(int32_t(past + t)), owners.push_back(int32_t(s));
+    starts.push_back(int32_t(positions.size()));
+    for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(s * blocks + b) + 1);
+  }
   Step step{};
-  step.tokens = uint32_t(tokens);
-  step.sequences = 1;
+  step.tokens = uint32_t(rows);
+  step.sequences = uint32_t(sequences);
   step.blocks_per_sequence = uint32_t(blocks);
   step.positions = positions.data();
   step.token_sequence = owners.data();
@@ -86,18 +93,20 @@ void attention(const cpu::InstructionSet& set, unsigned threads, size_t tokens, 
   params.heads = heads;
   params.kv_heads = kv_heads;
   params.head_dim = dim;
-  params.scale = 0.125f;
+  params.scale = 1 / std::sqrt(float(dim));
   params.causal = 1;
   Call call{};
   call.inputs[0] = q.matrix();
   call.inputs[1] = k.matrix();
   call.inputs[2] = v.matrix();
   call.outputs[0] = out.matrix();
-  call.states[0] = {state.data(), size, 32, DType::bf16};
+  call.states[0] = {reinterpret_cast<std::byte*>(state.data()), size, 32, DType::bf16};
   call.params = &params;
   const double s = seconds(*set.table, threads, op::attention::id, step, call);
-  const double gigaflops = double(tokens) * (double(past) + double(tokens + 1) / 2) * heads * dim * 4e-9;
-  std::printf("  attention %zu tokens after %zu: %.1f us %.1f GFLOP/s\n", tokens, past, s * 1e6, gigaflops / s);
+  const double seen = double(rows) * (double(past) + double(tokens + 1) / 2);
+  const double gigabytes = double(sequences * blocks * size) * 1e-9, gigaflops = seen * heads * dim * 4e-9;
+  std::printf("  attention %s, %zu x %3zu tokens after %5zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", model, sequences, tokens,
+              past, s * 1e6, gigabytes / s, gigaflops / s);
 }
 
 void sampling(const cpu::InstructionSet& set, unsigned threads, const char* name, SampleParams p) {
@@ -135,8 +144,11 @@ int main(int argc, char** argv) {
       for (size_t m : {1, 8, 32}) product(set, threads, dtype, m, 65536, 8192);
       for (size_t k : {2048, 8192}) product(set, threads, dtype, 512, 18432 - k, k);
     }
-    attention(set, threads, 1, 2048);
-    attention(set, threads, 512, 0);
+    for (const Heads& shape : {Heads{"Llama-3.2-1B", 32, 8, 64}, Heads{"Qwen3-0.6B", 16, 8, 128}}) {
+      for (size_t past : {512, 8192, 32768}) attention(set, threads, shape, 1, 1, past - 1);
+      attention(set, threads, shape, 8, 1, 255);
+      attention(set, threads, shape, 1, 512, 0);
+    }
     SampleParams p{};
     p.top_p = 1;
     sampling(set, threads, "greedy", p);

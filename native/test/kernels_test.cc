@@ -396,7 +396,7 @@ void test_tokens() {
 }  // namespace
 
 int main() {
-  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+  for (const cpu::InstructionSet& set : tested_sets()) {
     std::printf("%s: %s\n", set.name, set.table ? "tested" : set.missing);
     CHECK(!set.table || std::strcmp(set.table->isa, set.name) == 0);
   }

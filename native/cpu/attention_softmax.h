@@ -1,0 +1,89 @@
+// Scores to weights, and the merging of splits.
+#pragma once
+#include "../gen/abi.h"
+#include "math.h"
+
+namespace ingot::cpu::INGOT_ISA {
+
+// 2^x for x <= 0, within 2 ulp; 2^0 is exactly 1, and 0 below the smallest normal number.
+inline Vec exp2_negative(Vec x) {
+  static constexpr float series[] = {1, 0.693147004f, 0.240222424f, 0.0555073358f, 0.00967151299f, 0.00132647261f};
+  const Vec least = set(-126), magic = set(0x1.8p23f + 127);  // the sum's low bits are the exponent of 2^n
+  const Vec y = max(least, x), biased = y + magic, n = biased - magic;
+  return if_less(x, least, zero(), polynomial(y - n, series) * shift_left_23(biased));
+}
+
+// To 8 bits of mantissa, as bf16 has, for |x| < 2^100 (Veltkamp, 1968).
+inline Vec round_weight(Vec x) {
+  const Vec c = x * set(0x1p16f + 1);
+  return c - (c - x);
+}
+
+// The soft-max of one row over one split, unnormalised: weights are 2^(score log2(e) - most), `total` is their sum.
+// A row that sees nothing of the split has total 0.
+struct Softmax { float most, total; };
+
+// Turns `count` (a multiple of 32) raw scores into weights, in place; those outside [begin, end) become exactly 0.
+// Rounds: to bf16 each, before they are summed. Packs: into the first half of the bytes, as bf16.
+template <bool Rounds, bool Packs>
+Softmax soften(const op::attention::Params& p, float* scores, size_t count, size_t begin, size_t end) {
+  const auto put = [&](size_t v, Vec w) {
+    if constexpr (Packs) store_high(reinterpret_cast<uint16_t*>(scores) + v * kLanes, w);
+    else store(scores + v * kLanes, w);
+  };
+  const size_t vectors = count / kLanes, first = begin < end ? begin / kLanes : vectors;
+  const size_t last = begin < end ? (end - 1) / kLanes : vectors;
+  const Vec scale = set(p.softcap > 0 ? p.scale : p.scale * 1.44269504f);
+  Vec most = set(-kInfinity);
+  for (size_t v = first; v <= last && v < vectors; ++v) {
+    Vec s = load(scores + v * kLanes) * scale;
+    if (p.softcap > 0) s = softcap(s, p.softcap) * set(1.44269504f);
+    if (v == first || v == last) {
+      const Vec index = lane_index() + set(float(v * kLanes));
+      s = if_less(index, set(float(end)), s, set(-kInfinity));
+      s = if_less(index, set(float(begin)), set(-kInfinity), s);
+    }
+    most = max(most, s);
+    store(scores + v * kLanes, s);
+  }
+  const float peak = reduce_max(most);
+  Vec total = zero();
+  for (size_t v = 0; v < first; ++v) put(v, zero());
+  for (size_t v = first; v <= last && v < vectors; ++v) {
+    const Vec e = exp2_negative(load(scores + v * kLanes) - set(peak)), w = Rounds ? round_weight(e) : e;
+    total = total + w;
+    put(v, w);
+  }
+  for (size_t v = last + 1; v < vectors; ++v) put(v, zero());
+  return {peak, reduce_add(total)};
+}
+
+// What some rows have summed up so far: soft-max and weighted values, (rows) and (rows, dim).
+struct Partial {
+  Softmax* softmax;
+  float* sum;
+
+  static size_t floats(size_t rows, size_t dim) { return rows * (2 + dim); }
+  Partial(float* memory, size_t rows) : softmax(reinterpret_cast<Softmax*>(memory)), sum(memory + 2 * rows) {}
+
+  // Adds a later split. Splits are merged in order of their positions, two at a time, so that the result does not
+  // depend on who computed them.
+  void merge(const Partial& later, size_t rows, size_t dim) const {
+    for (size_t r = 0; r < rows; ++r) {
+      Softmax &a = softmax[r], &b = later.softmax[r];
+      if (b.total == 0) continue;
+      float *to = sum + r * dim, *from = later.sum + r * dim;
+      if (a.total == 0) {
+        a = b;
+        std::memcpy(to, from, dim * sizeof(float));
+        continue;
+      }
+      const float most = a.most > b.most ? a.most : b.most;
+      const Vec mine = exp2_negative(set(a.most - most)), other = exp2_negative(set(b.most - most));
+      a = {most, fma(set(b.total), other, set(a.total) * mine).p[0][0]};
+      for (size_t d = 0; d < dim; d += kLanes) store(to + d, fma(load(from + d), other, load(to + d) * mine));
+    }
+  }
+};
+
+}  // namespace ingot::cpu::INGOT_ISA

@@ -1,0 +1,185 @@
+// Attention of some rows, (token, head) pairs that share a head of keys, over one split: up to kSplit positions, aligned
+// at absolute ones. The order of every sum belongs to positions alone: as `product` sums (product.h), a score runs over
+// the head in blocks of 32 elements, an output over the split in blocks of 32 positions.
+#pragma once
+#include "attention_amx.h"
+#include "attention_softmax.h"
+#include "attention_state.h"
+#include "parallel.h"
+
+namespace ingot::cpu::INGOT_ISA {
+
+inline constexpr size_t kSplit = 256;
+inline constexpr size_t kSplitPages = kSplit / Pages::kTokens;
+// Floats from one row of scores to the next: not a multiple of 4 KiB, which would crowd few sets of the cache.
+inline constexpr size_t kScoreStride = kSplit + kLanes;
+
+// Rows whose sums stay in registers, and the tiles of 16 lanes that each takes at once.
+inline constexpr int kRows = kParts == 1 ? 8 : kParts == 2 ? 2 : 1;
+inline constexpr int lanes_of(int rows) { return kParts == 1 && rows <= 4 ? 2 : 1; }
+
+// Calls f(first row, integral constant R) for runs of R <= kRows rows.
+template <int R = kRows, class F>
+void each_rows(size_t rows, const F& f, size_t row = 0) {
+  for (; rows - row >= size_t(R); row += R) f.template operator()<R>(row);
+  if constexpr (R > 1) each_rows<R - 1>(rows, f, row);
+}
+
+// even += x[r] . tile's even elements, and odd likewise, over `pairs` pairs from `pair`. Reads ahead at `distance` bytes.
+template <class S, int R, int T>
+inline void add_pairs(const float* x, size_t stride, const typename S::Element* tile, size_t tile_stride, size_t pairs,
+                      ptrdiff_t distance, Vec (&even)[R][T], Vec (&odd)[R][T]) {
+  constexpr size_t kLines = 2 * kLanes * sizeof(typename S::Element);
+  for (size_t i = 0; i < pairs; ++i) {
+    Vec a[T], b[T];
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+      a[t] = S::even(tile + t * tile_stride, i);
+      b[t] = S::odd(tile + t * tile_stride, i);
+      if (distance) {
+        const char* at = reinterpret_cast<const char*>(tile + t * tile_stride) + i * kLines + distance;
+        for (size_t line = 0; line < kLines; line += 64) __builtin_prefetch(at + line);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec u = set(x[r * stride + 2 * i]), w = set(x[r * stride + 2 * i + 1]);
+#pragma GCC unroll 2
+      for (int t = 0; t < T; ++t) {
+        even[r][t] = S::sum(u, a[t], even[r][t]);
+        odd[r][t] = S::sum(w, b[t], odd[r][t]);
+      }
+    }
+  }
+}
+
+template <int R, int T>
+inline void clear(Vec (&a)[R][T], Vec (&b)[R][T]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) a[r][t] = b[r][t] = zero();
+}
+
+// Scores of R queries against T x 16 positions.
+template <class S, int R, int T>
+void score(const float* queries, size_t dim, const typename S::Element* keys, ptrdiff_t distance, float* scores) {
+  Vec sum[R][T], even[R][T], odd[R][T];
+  clear(sum, sum);
+  for (size_t d = 0; d < dim; d += 32) {
+    clear(even, odd);
+    add_pairs<S>(queries + d, dim, keys + d * kLanes, dim * kLanes, (dim - d < 32 ? dim - d : 32) / 2, distance, even,
+                 odd);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int t = 0; t < T; ++t) sum[r][t] = sum[r][t] + (even[r][t] + odd[r][t]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) store(scores + r * kScoreStride + t * kLanes, sum[r][t]);
+}
+
+// Adds a page's positions to T x 16 elements of R outputs.
+template <class S, int R, int T>
+void add_values(const float* weights, const typename S::Element* values, ptrdiff_t distance, float* out, size_t dim) {
+  Vec even[R][T], odd[R][T];
+  clear(even, odd);
+  add_pairs<S>(weights, kScoreStride, values, Pages::kTokens * kLanes, Pages::kTokens / 2, distance, even, odd);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+      float* to = out + r * dim + t * kLanes;
+      store(to, load(to) + (even[r][t] + odd[r][t]));
+    }
+}
+
+// A head of keys and values, in the pages of one split.
+template <class S>
+struct SplitPages {
+  const typename S::Element *keys[kSplitPages], *values[kSplitPages];
+  size_t count, dim;
+
+  // From page i's keys to what is read next, and likewise of its values, for prefetching; 0: nothing.
+  ptrdiff_t after_keys(size_t i) const { return bytes(keys[i], i + 1 < count ? keys[i + 1] : values[0]); }
+  ptrdiff_t after_values(size_t i) const { return i + 1 < count ? bytes(values[i], values[i + 1]) : 0; }
+
+ private:
+  static ptrdiff_t bytes(const void* from, const void* to) {
+    return static_cast<const char*>(to) - static_cast<const char*>(from);
+  }
+};
+
+// Scores of all rows, by vectors.
+template <class S>
+void score_pages(const SplitPages<S>& pages, const float* queries, size_t rows, float* scores) {
+  for (size_t i = 0; i < pages.count; ++i) {
+    each_rows(rows, [&]<int R>(size_t r) {
+      constexpr int T = lanes_of(R);
+      for (size_t j = 0; j < Pages::kTokens; j += T * kLanes) {
+        score<S, R, T>(queries + r * pages.dim, pages.dim, pages.keys[i] + j * pages.dim, r ? 0 : pages.after_keys(i),
+                       scores + r * kScoreStride + i * Pages::kTokens + j);
+      }
+    });
+  }
+}
+
+// out = weights . values, by vectors.
+template <class S>
+void weigh_pages(const SplitPages<S>& pages, const float* weights, size_t rows, float* out) {
+  const size_t dim = pages.dim;
+  std::memset(out, 0, rows * dim * sizeof(float));
+  for (size_t i = 0; i < pages.count; ++i) {
+    each_rows(rows, [&]<int R>(size_t r) {
+      constexpr int T = lanes_of(R);
+      const float* w = weights + r * kScoreStride + i * Pages::kTokens;
+      const ptrdiff_t ahead = r ? 0 : pages.after_values(i);
+      size_t d = 0;
+      for (; dim - d >= T * kLanes; d += T * kLanes) {
+        add_values<S, R, T>(w, pages.values[i] + d * Pages::kTokens, ahead, out + r * dim + d, dim);
+      }
+      if (d < dim) add_values<S, R, 1>(w, pages.values[i] + d * Pages::kTokens, ahead, out + r * dim + d, dim);
+    });
+  }
+}
+
+#if defined(INGOT_ISA_amx)
+// As score_pages and weigh_pages, on tiles. Rows are read and scores written up to a multiple of 16; queries are
+// `stride` apart, weights two bytes each.
+inline void tile_score_pages(const SplitPages<Bf16State>& pages, const uint16_t* queries, size_t stride, size_t rows,
+                             float* scores) {
+  for (size_t i = 0; i < pages.count; ++i) {
+    const uint16_t* next = i + 1 < pages.count ? pages.keys[i + 1] : pages.values[0];
+    for (size_t r = 0; r < rows; r += 2 * kLanes) {
+      const auto block = rows - r > kLanes ? tile_scores<2> : tile_scores<1>;
+      block(queries + r * stride, stride, pages.keys[i], next, pages.dim,
+            scores + r * kScoreStride + i * Pages::kTokens, kScoreStride);
+    }
+  }
+}
+
+inline void tile_weigh_pages(const SplitPages<Bf16State>& pages, const float* weights, size_t rows, float* out) {
+  const uint16_t* packed = reinterpret_cast<const uint16_t*>(weights);
+  constexpr size_t kStride = 2 * kScoreStride, kTile = kLanes * kLanes;
+  for (size_t r = 0; r < rows; r += 2 * kLanes) {
+    const bool two = rows - r > kLanes;
+    for (size_t d = 0, tiles; d < pages.dim; d += tiles * kLanes) {
+      const size_t left = (pages.dim - d) / kLanes;
+      tiles = !two && left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      const auto block = two ? (tiles == 2 ? tile_outputs<2, 2> : tile_outputs<2, 1>)
+                             : (tiles == 4 ? tile_outputs<1, 4> : tiles == 2 ? tile_outputs<1, 2> : tile_outputs<1, 1>);
+      alignas(64) float sums[4 * kTile];
+      block(packed + r * kStride, kStride, pages.values, d, pages.count, sums);
+      for (size_t i = 0; i < 2 * kLanes && r + i < rows; ++i)
+        for (size_t t = 0; t < tiles; ++t) {
+          const float* tile = sums + (two ? i / kLanes * 2 + t : t) * kTile;
+          store(out + (r + i) * pages.dim + d + t * kLanes, load(tile + i % kLanes * kLanes));
+        }
+    }
+  }
+}
+#endif
+
+}  // namespace ingot::cpu::INGOT_ISA
