@@ -111,7 +111,7 @@ function opRow(definition: OpDef): string {
   const weight = ([name, w]: [string, OpDef['weights'][string]]) =>
     `{"${name}", ${w.form === 'tiled'}, ${w.optional ?? false}, ${sizeOf(definition, w.shape[0])}, ${sizeOf(definition, w.shape[1])}}`
   const state = ([name, s]: [string, OpDef['states'][string]]) =>
-    `{"${name}", StateKind::${s.kind}, StateAccess::${s.access}, ${s.optional ?? false}, ${sizeOf(definition, s.elements)}}`
+    `{"${name}", StateKind::${s.kind}, StateAccess::${s.access}, ${s.optional ?? false}, ${sizeOf(definition, s.elements)}, ${s.scales ? sizeOf(definition, s.scales) : '{}'}}`
   const list = (rows: string[]) => (rows.length ? `{\n      ${rows.join(',\n      ')}}` : '{}')
   const fields = paramFields(definition).map(([, f]) => `{${f.since ?? 0}, 0x${bitsOf(f).toString(16)}u}`)
   const [major, minor] = definition.paramVersion
@@ -133,8 +133,8 @@ struct FactorDef { int16_t param; uint16_t divide; uint32_t multiply; };
 struct SizeDef { uint8_t count; FactorDef factors[3]; };
 struct OperandDef { const char* name; uint8_t space; bool optional; DType dtype; SizeDef width; };
 struct WeightDef { const char* name; bool tiled; bool optional; SizeDef rows, cols; };
-// elements per position (paged, ring) or slot (fixed)
-struct StateDef { const char* name; StateKind kind; StateAccess access; bool optional; SizeDef elements; };
+// elements, and f32 scales of an i8 state (count 0: it cannot be i8), per position (paged, ring) or slot (fixed)
+struct StateDef { const char* name; StateKind kind; StateAccess access; bool optional; SizeDef elements, scales; };
 struct FieldDef { uint16_t since; uint32_t default_bits; };
 struct OpDef {
   uint16_t id; const char* name; uint16_t version, param_major, param_minor; uint32_t params_bytes;

@@ -6,6 +6,7 @@ import { finish, interruption, log, mebibytes, print, progress, type Shared } fr
 interface Options extends Shared {
   readonly out?: string
   readonly quantize: 'none' | 'q8' | 'q4'
+  readonly state: 'checkpoint' | 'q8'
 }
 
 export const compileCommand = new Command('compile')
@@ -13,6 +14,9 @@ export const compileCommand = new Command('compile')
   .argument('<checkpoint>', 'folder with config.json and safetensors')
   .option('-o, --out <package>', 'where to write; default: <checkpoint name>.ingot')
   .addOption(new Option('--quantize <kind>', 'weight format').choices(['none', 'q8', 'q4']).default('none'))
+  .addOption(
+    new Option('--state <kind>', 'format of keys and values').choices(['checkpoint', 'q8']).default('checkpoint'),
+  )
   .action((checkpoint: string, options: Options) =>
     finish(async () => {
       const out = options.out ?? `${basename(checkpoint.replace(/\/+$/, ''))}.ingot`
@@ -21,6 +25,7 @@ export const compileCommand = new Command('compile')
       const result = await compile(checkpoint, {
         out,
         quantize: options.quantize,
+        state: options.state,
         signal: interruption(),
         onProgress: ({ done, total, what }) => bar(done, total, what),
       })

@@ -13,6 +13,7 @@ interface Options extends Shared {
   readonly backend: string
   readonly isa?: string
   readonly quantize: 'none' | 'q8' | 'q4'
+  readonly state: 'checkpoint' | 'q8'
 }
 
 /** Compiles a checkpoint into a temporary package; a package is used as it is. */
@@ -26,6 +27,7 @@ async function packageOf(path: string, options: Options, work: (path: string) =>
     const result = await compile(path, {
       out: join(folder, 'model.ingot'),
       quantize: options.quantize,
+      state: options.state,
       onProgress: ({ done, total, what }) => bar(done, total, what),
     })
     return await work(result.path)
@@ -44,6 +46,11 @@ export const parityCommand = new Command('parity')
     new Option('--quantize <kind>', 'weight format, when a checkpoint is given')
       .choices(['none', 'q8', 'q4'])
       .default('none'),
+  )
+  .addOption(
+    new Option('--state <kind>', 'format of keys and values, when a checkpoint is given')
+      .choices(['checkpoint', 'q8'])
+      .default('checkpoint'),
   )
   .action((path: string, options: Options) =>
     finish(() =>

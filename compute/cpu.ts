@@ -15,7 +15,7 @@ export const cpuTable = {
   linear: { symbol: 'linear', version: 1, weights: matrix },
   logits: { symbol: 'logits', version: 1, weights: embedded },
   rope: { symbol: 'rope', version: 1, weights: [] },
-  attention: { symbol: 'attention', version: 1, weights: [], states: float, limits: { head_dim: 512 } },
+  attention: { symbol: 'attention', version: 1, weights: [], states: [...float, 'i8'], limits: { head_dim: 512 } },
   glu: { symbol: 'glu', version: 1, weights: [] },
   activation: { symbol: 'activation', version: 1, weights: [] },
   residual: { symbol: 'residual', version: 1, weights: [] },

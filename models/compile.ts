@@ -6,7 +6,7 @@ import type { ExecutionPlan } from '../plans/plan.ts'
 import { verifyPlan } from '../plans/verify.ts'
 import { type FusionChoice, fusionNames } from './compile/fuse.ts'
 import { compileCheckpoint } from './compile/index.ts'
-import { quantization } from './compile/quantize.ts'
+import { quantization, stateFormat } from './compile/quantize.ts'
 import { shown } from './config.ts'
 import { isObject, type MapFile } from './files.ts'
 import { type Manifest, PLAN_FILE } from './package.ts'
@@ -17,6 +17,8 @@ export interface CompileOptions {
   readonly out?: string | undefined
   /** Weights as they are (default), or int8 (q8) or int4 (q4) with scales (adr/0006). */
   readonly quantize?: 'none' | 'q8' | 'q4' | undefined
+  /** Keys and values in the checkpoint's dtype (default), or int8 with a scale for each head of each position. */
+  readonly state?: 'checkpoint' | 'q8' | undefined
   readonly onProgress?: ((progress: Progress) => void) | undefined
   /** Stops the work and removes what was written. */
   readonly signal?: AbortSignal | undefined
@@ -35,7 +37,7 @@ export interface CompileResult {
   readonly weightsBytes: number
 }
 
-const optionNames = ['out', 'quantize', 'onProgress', 'signal', 'fusions', 'mapFile']
+const optionNames = ['out', 'quantize', 'state', 'onProgress', 'signal', 'fusions', 'mapFile']
 
 function checkOptions(options: CompileOptions): void {
   const expect = (option: string, expected: string, value: unknown, good: boolean) => {
@@ -78,10 +80,17 @@ async function checkSource(source: string): Promise<void> {
 export async function compile(source: string, options: CompileOptions = {}): Promise<CompileResult> {
   checkOptions(options)
   const quantize = quantization(options.quantize)
+  const state = stateFormat(options.state)
   await checkSource(source)
   const { fusions = {}, signal, mapFile, onProgress } = options
   const out = options.out ?? `${basename(resolve(source))}.ingot`
-  const compiled = await compileCheckpoint(source, { quantize, fusions, signal, ...(mapFile ? { mapFile } : {}) })
+  const compiled = await compileCheckpoint(source, {
+    quantize,
+    state,
+    fusions,
+    signal,
+    ...(mapFile ? { mapFile } : {}),
+  })
   const { plan, planBytes, planHash } = compiled
   verifyPlan(planBytes, join(out, PLAN_FILE))
   const manifest = await writePackage(compiled, out, { signal, onProgress })

@@ -329,6 +329,7 @@ describe('compile', () => {
     [{ fusions: { qvk: false } }, 'OPTION_UNKNOWN'],
     [{ fusions: { qkv: 'no' } }, 'OPTION_INVALID'],
     [{ quantize: 'q5' }, 'OPTION_INVALID'],
+    [{ state: 'q4' }, 'OPTION_INVALID'],
     [{ out: 7 }, 'OPTION_INVALID'],
     [{ fusions: null }, 'OPTION_INVALID'],
     [{ mapFile: 1 }, 'OPTION_INVALID'],

@@ -14,21 +14,22 @@ const folder = mkdtempSync(join(tmpdir(), 'ingot-invariance-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
 
 const cases = [
-  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'none', vocab: 4096 },
-  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q8', vocab: 4096 },
-  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q4', vocab: 4096 },
-  { checkpoint: 'parity/goldens/mistral', quantize: 'none', vocab: 515 },
-  { checkpoint: 'parity/goldens/qwen3_f32_bias_multi_head', quantize: 'none', vocab: 131 },
-  { checkpoint: 'parity/goldens/llama_f16_linear_one_kv_head', quantize: 'none', vocab: 131 },
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'none', state: 'checkpoint', vocab: 4096 },
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q8', state: 'checkpoint', vocab: 4096 },
+  { checkpoint: 'checkpoints/storyteller-1m', quantize: 'q4', state: 'checkpoint', vocab: 4096 },
+  { checkpoint: 'parity/goldens/mistral', quantize: 'none', state: 'checkpoint', vocab: 515 },
+  { checkpoint: 'parity/goldens/mistral', quantize: 'none', state: 'q8', vocab: 515 },
+  { checkpoint: 'parity/goldens/qwen3_f32_bias_multi_head', quantize: 'none', state: 'checkpoint', vocab: 131 },
+  { checkpoint: 'parity/goldens/llama_f16_linear_one_kv_head', quantize: 'none', state: 'checkpoint', vocab: 131 },
 ] as const
 
-describe.each(cases)('$checkpoint, $quantize', ({ checkpoint, quantize, vocab }) => {
-  const path = join(folder, `${checkpoint.replaceAll('/', '-')}-${quantize}.ingot`)
+describe.each(cases)('$checkpoint, $quantize, state $state', ({ checkpoint, quantize, state, vocab }) => {
+  const path = join(folder, `${checkpoint.replaceAll('/', '-')}-${quantize}-${state}.ingot`)
   const requests = mixedRequests(64, vocab, 100)
   const differing = (reports: readonly VariationReport[]) =>
     reports.flatMap(({ name, differing: list }) => (list.length > 0 ? [{ name, list }] : []))
 
-  beforeAll(() => compile(join(packageRoot(), checkpoint), { out: path, quantize }))
+  beforeAll(() => compile(join(packageRoot(), checkpoint), { out: path, quantize, state }))
 
   it('gives the same bits alone, batched, chunked, from the prefix cache and preempted', async () => {
     const reports = await checkInvariance(path, requests, standardVariations(base, CONTEXT / BLOCK_TOKENS))

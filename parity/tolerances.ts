@@ -2,8 +2,8 @@
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
  * so it differs from a golden file only by what the golden file's author rounded; the CPU computes in float32 and rounds
  * further where its kernels say so: bf16 products round their inputs to bf16, q8 and q4 products quantise theirs to int8 per
- * block of 256, and keys and values are kept in the checkpoint's dtype. Over bf16 ones,
- * attention rounds its queries and weights to bf16 as well.
+ * block of 256, and keys and values are kept in the checkpoint's dtype or, on request, as int8 by head and
+ * position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well.
  */
 import type { OpName } from '../abi/ops/index.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
@@ -133,7 +133,7 @@ export const opTolerances: Readonly<Record<OpName, OpTolerance>> = {
   attention: {
     c: 4,
     reason:
-      'two chained sums of products around a soft-max whose relative error is the absolute error of its scores; keys, values, and over bf16 ones queries and weights too, err by eps each',
+      'two chained sums of products around a soft-max whose relative error is the absolute error of its scores; keys and values err by eps each, and over bf16 and int8 ones queries and weights by that of bf16',
   },
   glu: function32,
   activation: function32,

@@ -26,6 +26,12 @@ const menagerie = (spoil: (plan: MutablePlan) => void) => () => {
   return writePlan(plan)
 }
 
+/** Keys and values in int8, a byte each and nothing beside. */
+const unscaledState = decoder(({ states: [state] }) => {
+  state!.dtype = 'i8'
+  state!.sizeBytes /= 2
+})
+
 /** Bytes changed after they were written: field `slot` (vtable offset) of a table. */
 const poke = (slot: number, bits: 8 | 16 | 32, value: number, table: (plan: fb.Plan) => unknown) => () => {
   const bytes = writePlan(decoderPlan())
@@ -128,7 +134,8 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
     'a size that overflows',
     decoder((plan) => void Object.assign(plan.tensors[0]!, { rows: 2 ** 32 - 1, cols: 2 ** 32 - 1 })),
   ],
-  ['state-type', 'an int8 state', decoder((plan) => void (plan.states[0]!.dtype = 'i8'))],
+  ['state-type', 'an int4 state', decoder((plan) => void (plan.states[0]!.dtype = 'i4'))],
+  ['state-type', 'an int8 state that has no scales', menagerie((plan) => void (plan.states[0]!.dtype = 'i8'))],
   ['state-type', 'an unknown kind', poke(6, 8, 7, (plan) => plan.states(0))],
   ['state-type', 'a recurrence in bf16', menagerie((plan) => void (plan.states[1]!.dtype = 'bf16'))],
   ['state-unit', 'blocks of 16', decoder((plan) => void (plan.states[0]!.blockTokens = 16))],
@@ -375,6 +382,7 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
       Object.assign(plan.states[0]!, { kind: 'ring', blockTokens: 32, zeroInit: false })
     }),
   ],
+  ['state-size', 'an int8 state without room for its scales', unscaledState],
   ['state-size', 'a unit too small', decoder((plan) => void (plan.states[1]!.sizeBytes -= 64))],
   ['state-size', 'a unit too large', menagerie((plan) => void (plan.states[1]!.sizeBytes += 64))],
   [

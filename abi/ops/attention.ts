@@ -30,6 +30,9 @@ export const rope = op({
  * State, per block of B positions: K then V, each kv_heads times B times head_dim rounded up to 16. How elements lie
  * among these is a backend's own affair, as nobody else reads them. On the CPU, a head's keys are a matrix
  * (B, head_dim) and its values one of (head_dim, B), each in the layout that `linear` takes for the dtype.
+ *
+ * An int8 state holds round(x * 127 / max|x|) of each key and value, the maximum that of its head, and behind them the
+ * scales max|x| / 127 in f32: of K then V, each (kv_heads, B). Its integers lie as bf16 elements would.
  */
 export const attention = op({
   id: 9,
@@ -53,6 +56,7 @@ export const attention = op({
       access: 'readwrite',
       optional: true,
       elements: [2, 'kv_heads', { param: 'head_dim', divide: 16, multiply: 16 }],
+      scales: [2, 'kv_heads'],
     },
   },
   params: {

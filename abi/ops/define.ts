@@ -4,6 +4,8 @@
  * *means* is its function in compute/reference.ts.
  */
 
+import { byteSize, type DType } from '../dtypes.ts'
+
 /** Which count a register grows with: packed tokens of the step, rows that want logits, or sequences. */
 export const spaces = { tokens: 0, rows: 1, sequences: 2 } as const
 export type Space = keyof typeof spaces
@@ -51,6 +53,8 @@ export interface StateDef {
   readonly access: StateAccess
   /** Elements per position (paged, ring) or per slot (fixed). */
   readonly elements: Size
+  /** f32 scales beside the elements of an int8 state, counted likewise. Without them, int8 is no dtype of this state. */
+  readonly scales?: Size
   readonly optional?: true
 }
 
@@ -92,6 +96,12 @@ export function evaluate(size: Size, params: Readonly<Record<string, number>>): 
     product *= param === undefined ? multiply : Math.ceil(params[param]! / divide) * multiply
   }
   return product
+}
+
+/** Bytes of one unit of a state: a block of `positions`, or a slot's record (1), before alignment. */
+export function stateBytes(def: StateDef, dtype: DType, params: Readonly<Record<string, number>>, positions: number) {
+  const scales = dtype === 'i8' && def.scales ? byteSize('f32', evaluate(def.scales, params)) : 0
+  return (byteSize(dtype, evaluate(def.elements, params)) + scales) * positions
 }
 
 export const u32 = { type: 'u32' } as const

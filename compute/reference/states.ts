@@ -1,4 +1,7 @@
-/** States in float64: one array a unit, made when it is first touched. */
+/**
+ * States in float64: one array a unit, made when it is first touched. Whatever a state's dtype, nothing is rounded here:
+ * an int8 state keeps keys and values themselves, and its scales stay unused.
+ */
 import { dtypes } from '../../abi/dtypes.ts'
 import type { StateDescriptor } from '../../abi/state.ts'
 import { copyPair, stepHeader } from '../../abi/step.ts'

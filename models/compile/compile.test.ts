@@ -5,6 +5,8 @@ import { packageRoot } from '../../abi/native.ts'
 import { activations } from '../../abi/ops/define.ts'
 import type { ExecutionPlan } from '../../plans/plan.ts'
 import { printPlan } from '../../plans/print.ts'
+import { verifyPlan } from '../../plans/verify.ts'
+import { writePlan } from '../../plans/write.ts'
 import {
   decoderTensors,
   readWhole,
@@ -156,6 +158,13 @@ describe('storage', () => {
     expect(plan.states).toHaveLength(2)
     expect(plan.states[0]).toMatchObject({ name: 'layers.0.kv', kind: 'paged', dtype, blockTokens: 32 })
     expect(plan.states[0]!.sizeBytes).toBe(2 * 1 * 16 * 32 * (dtype === 'f32' ? 4 : 2))
+  })
+
+  test('state q8 keeps keys and values in int8, an f32 scale beside each', async () => {
+    const { plan } = await compile(tinyCheckpoint({}), { state: 'q8' })
+    for (const state of plan.states)
+      expect(state).toMatchObject({ kind: 'paged', dtype: 'i8', sizeBytes: 2 * 1 * (16 + 4) * 32 })
+    verifyPlan(writePlan(plan), 'tiny')
   })
 
   test('q8 takes every matrix of at least 32 columns, and leaves the state alone', async () => {

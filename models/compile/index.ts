@@ -10,12 +10,13 @@ import { findTopology } from '../index.ts'
 import { type FusionChoice, fuse } from './fuse.ts'
 import { lower, type StoredWeight } from './lower.ts'
 import { Pacer } from './pacer.ts'
-import { type Quantization, quantize } from './quantize.ts'
+import { type Quantization, quantize, quantizeStates, type StateFormat } from './quantize.ts'
 import { checkShapes } from './shapes.ts'
 import { trace } from './trace.ts'
 
 export interface CompileCheckpointOptions {
   readonly quantize?: Quantization
+  readonly state?: StateFormat
   readonly fusions?: FusionChoice
   readonly signal?: AbortSignal | undefined
   /** How files are mapped; the native addon does it unless a test says otherwise. */
@@ -53,7 +54,13 @@ async function checkTokenizer(path: string): Promise<void> {
  */
 export async function compileCheckpoint(
   path: string,
-  { quantize: quantization = 'none', fusions = {}, signal, mapFile }: CompileCheckpointOptions = {},
+  {
+    quantize: quantization = 'none',
+    state = 'checkpoint',
+    fusions = {},
+    signal,
+    mapFile,
+  }: CompileCheckpointOptions = {},
 ): Promise<CompiledCheckpoint> {
   const pacer = new Pacer(signal)
   const configPath = join(path, CONFIG_FILE)
@@ -70,7 +77,7 @@ export async function compileCheckpoint(
   await pacer.rest()
   const fused = fuse(unfused, fusions)
   await pacer.rest()
-  const graph = checkShapes(quantize(fused, quantization))
+  const graph = checkShapes(quantizeStates(quantize(fused, quantization), state))
   await pacer.rest()
   const { plan, weights } = lower(graph, topology.name, topology.shape(parsed))
   await pacer.rest()

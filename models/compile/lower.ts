@@ -1,7 +1,7 @@
 /** Lowering: the graph as an ExecutionPlan. Names become indices, lifetimes are derived, registers are placed. */
 import { byteSize, type DType } from '../../abi/dtypes.ts'
 import { type Layout, paddedShape } from '../../abi/layouts.ts'
-import { evaluate } from '../../abi/ops/define.ts'
+import { stateBytes } from '../../abi/ops/define.ts'
 import { opDef } from '../../abi/ops/index.ts'
 import { BLOCK_TOKENS, capabilities, STATE_ALIGN_BYTES, type StateDescriptor } from '../../abi/state.ts'
 import { fail } from '../../errors.ts'
@@ -63,7 +63,8 @@ export class TensorTable {
 }
 
 function describeState(node: Node, slot: string, id: number): StateDescriptor {
-  const { kind, elements } = opDef(node.op).states[slot]!
+  const definition = opDef(node.op).states[slot]!
+  const { kind } = definition
   const { name, dtype } = node.states[slot]!
   const blockTokens = kind === 'fixed' ? 1 : BLOCK_TOKENS
   return Object.freeze({
@@ -71,7 +72,7 @@ function describeState(node: Node, slot: string, id: number): StateDescriptor {
     name,
     kind,
     dtype,
-    sizeBytes: roundUp(byteSize(dtype, evaluate(elements, node.params) * blockTokens), STATE_ALIGN_BYTES),
+    sizeBytes: roundUp(stateBytes(definition, dtype, node.params, blockTokens), STATE_ALIGN_BYTES),
     alignBytes: STATE_ALIGN_BYTES,
     blockTokens,
     ...capabilities[kind],

@@ -10,6 +10,10 @@ import type { Graph, Node, Weight } from '../graph.ts'
 export const quantizations = ['none', 'q8', 'q4'] as const
 export type Quantization = (typeof quantizations)[number]
 
+/** Keys and values in the checkpoint's dtype, or as int8 with a scale for each head of each position. */
+export const stateFormats = ['checkpoint', 'q8'] as const
+export type StateFormat = (typeof stateFormats)[number]
+
 type Scaling = 'scales' | 'sub_scales'
 const spans: Readonly<Record<Scaling, number>> = { scales: QUANT_BLOCK, sub_scales: QUANT_GROUP }
 
@@ -55,6 +59,26 @@ export function quantize(graph: Graph, quantization: Quantization): Graph {
   return quantization === 'none'
     ? graph
     : { ...graph, nodes: graph.nodes.map((node) => quantizeNode(node, quantization)) }
+}
+
+/** The graph with the states that have scales in their definition, those of keys and values, at int8 under `q8`. */
+export function quantizeStates(graph: Graph, format: StateFormat): Graph {
+  if (format === 'checkpoint') return graph
+  const statesOf = ({ op, states }: Node) =>
+    Object.fromEntries(
+      Object.entries(states).map(([slot, state]) => [
+        slot,
+        opDef(op).states[slot]!.scales ? Object.freeze({ ...state, dtype: 'i8' as const }) : state,
+      ]),
+    )
+  return { ...graph, nodes: graph.nodes.map((node) => Object.freeze({ ...node, states: statesOf(node) })) }
+}
+
+/** Checks a caller's choice. Throws OPTION_INVALID. */
+export function stateFormat(choice: unknown): StateFormat {
+  const known = stateFormats.find((name) => name === (choice ?? 'checkpoint'))
+  if (known) return known
+  throw fail('OPTION_INVALID', { option: 'state', expected: stateFormats.join(', '), got: String(choice) })
 }
 
 /** Checks a caller's choice. Throws OPTION_INVALID. */

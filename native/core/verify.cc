@@ -12,7 +12,8 @@
 //   tensor-name       a tensor has a name, which no other has
 //   tensor-type       its dtype is the one of its layout: f32 for row; f32 or f16 for tile16; bf16, i8, i4 for tile16x2, x4, x8
 //   tensor-bytes      its shape is not 0 and its bytes are those of the padded shape
-//   state-type        a state's kind is known; its dtype is f32, f16 or bf16, and f32 where a recurrence adds up in it
+//   state-type        a state's kind is known; its dtype is f32, f16 or bf16, f32 where a recurrence adds up in it, or i8
+//                     where the definition has scales
 //   state-unit        alignment is a power of two; a paged or ring block has kBlockTokens positions, a fixed record 1
 //   state-capability  it declares no lifecycle, rewind or fork beyond its kind's, and the kind's zero_init
 //   opcode-unknown    this runtime has the opcode
@@ -30,7 +31,7 @@
 //   weight-form       a tensor has the form, tiled or row, and the shape of the definition
 //   weight-scales     int8 and int4 weights have f16 scales, int4 weights int8 sub-scales, and only they have them
 //   state-access      kind and access are the definition's
-//   state-size        bytes of a unit are those of the definition, rounded up to the alignment
+//   state-size        bytes of a unit, scales included, are those of the definition, rounded up to the alignment
 //   definition        each register is defined once, before it is read
 //   liveness          first and last of a register are those derived from the instructions
 //   last-use          last_use of an instruction is the derived one
@@ -160,8 +161,8 @@ PlanFault check_state(const PlanState& s, size_t index) {
   const auto at = [&] { return where("state", index, s.name); };
   const auto kind = unsigned(s.kind);
   if (kind < 1 || kind > std::size(kCapabilities)) return refuse("state-type", at(), "unknown kind %u", kind);
-  if (s.dtype != DType::f32 && s.dtype != DType::f16 && s.dtype != DType::bf16)
-    return refuse("state-type", at(), "dtype %u, expected f32, f16 or bf16", unsigned(s.dtype));
+  if (s.dtype != DType::f32 && s.dtype != DType::f16 && s.dtype != DType::bf16 && s.dtype != DType::i8)
+    return refuse("state-type", at(), "dtype %u, expected f32, f16, bf16 or i8", unsigned(s.dtype));
   const uint32_t tokens = s.kind == StateKind::fixed ? 1 : kBlockTokens;
   if (s.block_tokens != tokens)
     return refuse("state-unit", at(), "%u positions a unit, expected %u", s.block_tokens, tokens);

@@ -152,12 +152,20 @@ PlanFault check_state_use(const Place& place, const OpDef& op, const StateDef& d
   const bool recurrence = op.id == op::ssm_scan::id || op.id == op::delta_rule::id;
   if (recurrence && state.dtype != DType::f32)
     return refuse("state-type", place.text(definition.name), "dtype %u, expected f32", unsigned(state.dtype));
+  const bool scaled = state.dtype == DType::i8;
+  if (scaled && definition.scales.count == 0)
+    return refuse("state-type", place.text(definition.name), "dtype i8, but this state has no scales");
+  const std::byte* params = place.instruction().params.data();
   const uint64_t unit = byte_size(state.dtype, state.block_tokens), align = state.align_bytes;
-  const uint64_t elements = evaluate(definition.elements, place.instruction().params.data());
-  const uint64_t bytes = elements > kMaxBytes / unit ? 0 : (elements * unit + align - 1) / align * align;
+  const uint64_t elements = evaluate(definition.elements, params);
+  const uint64_t scales = scaled ? evaluate(definition.scales, params) * sizeof(float) : 0;
+  const bool fits = elements <= kMaxBytes / unit && scales <= kMaxBytes / unit;
+  const uint64_t bytes = fits ? (elements * unit + scales * state.block_tokens + align - 1) / align * align : 0;
   if (bytes == 0 || state.size_bytes != bytes)
-    return refuse("state-size", place.text(definition.name), "%llu bytes a unit, expected %llu elements of %llu bytes",
-                  (unsigned long long)state.size_bytes, (unsigned long long)elements, (unsigned long long)unit);
+    return refuse("state-size", place.text(definition.name),
+                  "%llu bytes a unit, expected %llu elements of %llu bytes and %llu scales",
+                  (unsigned long long)state.size_bytes, (unsigned long long)elements, (unsigned long long)unit,
+                  (unsigned long long)(scales / sizeof(float)));
   return {};
 }
 

@@ -3,6 +3,7 @@
 // and Flash-Decoding: Dao et al., 2022 and 2023). Splits lie at absolute positions and are merged in order, so what a
 // token sees, and in which order it adds, depends on its position alone: not on the batch, the chunks a prompt came in,
 // the threads, or the tokens that share a tile with it.
+#include <algorithm>
 #include <atomic>
 #include <new>
 
@@ -34,7 +35,7 @@ struct Attention {
   size_t dim, group;     // head_dim padded to 16; query heads per head of keys
   Pages pages;
   DType dtype;
-  bool tiles;            // AMX multiplies
+  bool rounds, tiles;    // queries are rounded to bf16; AMX multiplies
   size_t query_elements;  // of a row: dim, or on tiles the next multiple of 32
   std::byte* queries;    // (kv_heads, tokens, group, query_elements) of f32, or bf16 on tiles; normed and turned
 
@@ -66,9 +67,9 @@ struct Attention {
   void finish(const Tile& tile, size_t head, const Partial& partial) const;
   template <class S> void run_tiles() const;
 
-  // Floats of one thread: scores, the last page's values, two partial results.
+  // Floats of one thread: scores, scales, a page in f32 or a split in bf16, two partial results.
   size_t workspace(size_t rows) const {
-    return round_up(rows, kLanes) * kScoreStride + Pages::kTokens * dim + 2 * Partial::floats(rows, dim);
+    return round_up(rows, kLanes) * kScoreStride + 2 * kSplit + kSplit / 2 * dim + 2 * Partial::floats(rows, dim);
   }
 };
 
@@ -90,7 +91,8 @@ Attention::Attention(const Context& context, const Call& call)
     pages.state.base = context.scratch.take<std::byte>(count * pages.state.size);
   }
   dtype = pages.state.dtype;
-  tiles = kHasTiles && dtype == DType::bf16 && dim >= 32;
+  rounds = dtype == DType::bf16 || dtype == DType::i8;
+  tiles = kHasTiles && rounds && dim >= 32;
   query_elements = tiles ? round_up(dim, 32) : dim;
   // Tiles read whole, so past the last row.
   queries = context.scratch.take<std::byte>((step.tokens * p.heads + kLanes) * query_bytes());
@@ -103,10 +105,9 @@ void Attention::turn(float* x, const float* weight, const float* cosine, const f
 }
 
 void Attention::store_query(std::byte* to, const float* x) const {
-  const bool round = dtype == DType::bf16;
   for (size_t i = 0; i < dim; i += kLanes) {
     if (!tiles) {
-      store(reinterpret_cast<float*>(to) + i, round ? round_bf16(load(x + i)) : load(x + i));
+      store(reinterpret_cast<float*>(to) + i, rounds ? round_bf16(load(x + i)) : load(x + i));
       continue;
     }
     // The last half of an odd number of vectors goes to the end of its block of 32, zeros before it.
@@ -177,18 +178,28 @@ void Attention::attend(const Tile& tile, size_t head, size_t split, float* memor
   const size_t begin = low > split * kSplit ? low : split * kSplit;
   const size_t end = high < (split + 1) * kSplit ? high : (split + 1) * kSplit;
   float* scores = memory;
-  auto* partial_page = reinterpret_cast<typename S::Element*>(scores + round_up(tile.count, kLanes) * kScoreStride);
+  float* scales = scores + round_up(tile.count, kLanes) * kScoreStride;
+  float* buffer = scales + 2 * kSplit;
 
   SplitPages<S> split_pages{{}, {}, ceil_div(end - begin, Pages::kTokens), dim};
-  const size_t count = split_pages.count;
+  const size_t count = split_pages.count, present = end % Pages::kTokens;
   for (size_t i = 0; i < count; ++i) {
     const size_t page = begin / Pages::kTokens + i;
     split_pages.keys[i] = pages.keys<S>(tile.sequence, page, head);
     split_pages.values[i] = pages.values<S>(tile.sequence, page, head);
+    if constexpr (S::kScaled) {
+      float *key_scales = scales + i * Pages::kTokens, *value_scales = key_scales + kSplit;
+      std::memcpy(key_scales, pages.key_scales(tile.sequence, page, head), Pages::kTokens * sizeof(float));
+      std::memcpy(value_scales, pages.value_scales(tile.sequence, page, head), Pages::kTokens * sizeof(float));
+    }
   }
-  if (const size_t present = end % Pages::kTokens) {  // 0 times what lies beyond may be NaN
-    pages.copy_present<S>(split_pages.values[count - 1], present, partial_page);
-    split_pages.values[count - 1] = partial_page;
+  // 0 times what lies past the last position may be NaN.
+  if constexpr (S::kScaled) {
+    std::fill(scales + kSplit + (end - begin), scales + kSplit + count * Pages::kTokens, 0.0f);
+  } else if (present) {
+    auto* copy = reinterpret_cast<typename S::Element*>(buffer);
+    pages.copy_present<S>(split_pages.values[count - 1], present, copy);
+    split_pages.values[count - 1] = copy;
   }
 
   const size_t row = (head * step.tokens + size_t(step.sequence_start[tile.sequence])) * group + tile.first;
@@ -196,17 +207,20 @@ void Attention::attend(const Tile& tile, size_t head, size_t split, float* memor
   const auto weights = [&]<bool Packs>() {
     for (size_t r = 0; r < tile.count; ++r) {
       const size_t at = row_position(tile, r), from = sees_from(at), until = sees_to(tile, at);
-      to.softmax[r] = soften<S::kRounds, Packs>(p, scores + r * kScoreStride, count * Pages::kTokens,
-                                                from > begin ? from - begin : 0, until > begin ? until - begin : 0);
+      to.softmax[r] = soften<S, Packs>(p, {scales, scales + kSplit}, scores + r * kScoreStride, count * Pages::kTokens,
+                                       from > begin ? from - begin : 0, until > begin ? until - begin : 0);
     }
   };
 #if defined(INGOT_ISA_amx)
-  if constexpr (std::is_same_v<S, Bf16State>) {
+  if constexpr (S::kRounds) {
     if (tiles) {
       const TileLease lease;
-      tile_score_pages(split_pages, reinterpret_cast<const uint16_t*>(query), query_elements, tile.count, scores);
+      uint16_t* wide = reinterpret_cast<uint16_t*>(buffer);
+      const TilePages keys(split_pages, split_pages.keys, split_pages.values[0], wide);
+      tile_score_pages(keys, reinterpret_cast<const uint16_t*>(query), query_elements, tile.count, scores);
       weights.template operator()<true>();
-      return tile_weigh_pages(split_pages, scores, tile.count, to.sum);
+      const TilePages values(split_pages, split_pages.values, nullptr, wide);
+      return tile_weigh_pages(values, scores, tile.count, to.sum);
     }
   }
 #endif

@@ -26,11 +26,12 @@ inline void prefetch(const uint16_t* from, size_t elements) {
 }
 
 // Scores of R x 16 queries against the 32 positions of a page. Tiles 0-3 hold sums, 4-5 queries, 6-7 keys. The last
-// block of a head that 32 does not divide starts early; its queries have zeros there. `next` is what is read after.
+// block of a head that 32 does not divide starts early; its queries have zeros there. `next`, if any, is what is read
+// after.
 template <int R>
 void tile_scores(const uint16_t* queries, size_t query_stride, const uint16_t* keys, const uint16_t* next, size_t dim,
                  float* scores, size_t score_stride) {
-  prefetch(next, Pages::kTokens * dim);
+  if (next) prefetch(next, Pages::kTokens * dim);
   asm volatile("" ::: "memory");  // the loads below do not say that they read
   _tile_zero(0);
   _tile_zero(1);

@@ -23,10 +23,15 @@ inline Vec round_weight(Vec x) {
 // A row that sees nothing of the split has total 0.
 struct Softmax { float most, total; };
 
+// Scales of a split's positions, where its state has them; those of values are 0 where there is no position.
+struct Scales { const float *keys, *values; };
+
 // Turns `count` (a multiple of 32) raw scores into weights, in place; those outside [begin, end) become exactly 0.
-// Rounds: to bf16 each, before they are summed. Packs: into the first half of the bytes, as bf16.
-template <bool Rounds, bool Packs>
-Softmax soften(const op::attention::Params& p, float* scores, size_t count, size_t begin, size_t end) {
+// Weights over S's values are rounded to bf16 before they are summed; but where values have scales, these are
+// multiplied in before the rounding and after the sum. Packs: into the first half of the bytes, as bf16.
+template <class S, bool Packs>
+Softmax soften(const op::attention::Params& p, const Scales& scales, float* scores, size_t count, size_t begin,
+               size_t end) {
   const auto put = [&](size_t v, Vec w) {
     if constexpr (Packs) store_high(reinterpret_cast<uint16_t*>(scores) + v * kLanes, w);
     else store(scores + v * kLanes, w);
@@ -36,7 +41,9 @@ Softmax soften(const op::attention::Params& p, float* scores, size_t count, size
   const Vec scale = set(p.softcap > 0 ? p.scale : p.scale * 1.44269504f);
   Vec most = set(-kInfinity);
   for (size_t v = first; v <= last && v < vectors; ++v) {
-    Vec s = load(scores + v * kLanes) * scale;
+    Vec s = load(scores + v * kLanes);
+    if constexpr (S::kScaled) s = s * load(scales.keys + v * kLanes);
+    s = s * scale;
     if (p.softcap > 0) s = softcap(s, p.softcap) * set(1.44269504f);
     if (v == first || v == last) {
       const Vec index = lane_index() + set(float(v * kLanes));
@@ -50,8 +57,11 @@ Softmax soften(const op::attention::Params& p, float* scores, size_t count, size
   Vec total = zero();
   for (size_t v = 0; v < first; ++v) put(v, zero());
   for (size_t v = first; v <= last && v < vectors; ++v) {
-    const Vec e = exp2_negative(load(scores + v * kLanes) - set(peak)), w = Rounds ? round_weight(e) : e;
-    total = total + w;
+    const Vec e = exp2_negative(load(scores + v * kLanes) - set(peak));
+    Vec w = e;
+    if constexpr (S::kScaled) w = w * load(scales.values + v * kLanes);
+    if constexpr (S::kRounds) w = round_weight(w);
+    total = total + (S::kScaled ? e : w);
     put(v, w);
   }
   for (size_t v = last + 1; v < vectors; ++v) put(v, zero());

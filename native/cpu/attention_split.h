@@ -2,6 +2,8 @@
 // at absolute ones. The order of every sum belongs to positions alone: as `product` sums (product.h), a score runs over
 // the head in blocks of 32 elements, an output over the split in blocks of 32 positions.
 #pragma once
+#include <algorithm>
+
 #include "attention_amx.h"
 #include "attention_softmax.h"
 #include "attention_state.h"
@@ -146,36 +148,61 @@ void weigh_pages(const SplitPages<S>& pages, const float* weights, size_t rows, 
 }
 
 #if defined(INGOT_ISA_amx)
+// Keys or values of a split's pages in bf16, and what is read after them.
+struct TilePages {
+  const uint16_t *pages[kSplitPages], *next;
+  size_t count, dim;
+
+  TilePages(const SplitPages<Bf16State>& split, const uint16_t* const* from, const void* next, uint16_t*)
+      : next(static_cast<const uint16_t*>(next)), count(split.count), dim(split.dim) {
+    std::copy_n(from, count, pages);
+  }
+  // int8 elements are converted into `wide`.
+  TilePages(const SplitPages<Int8State>& split, const int8_t* const* from, const void* after, uint16_t* wide)
+      : next(nullptr), count(split.count), dim(split.dim) {
+    const size_t elements = Pages::kTokens * dim;
+    for (size_t i = 0; i < count; ++i, wide += elements) {
+      const char* ahead = i + 1 < count ? reinterpret_cast<const char*>(from[i + 1]) : static_cast<const char*>(after);
+      for (size_t e = 0; e < elements; e += 2 * kLanes) {
+        if (ahead) __builtin_prefetch(ahead + e);
+        store_pairs(wide + e, load_even(from[i] + e), load_odd(from[i] + e));
+      }
+      pages[i] = wide;
+    }
+  }
+};
+
 // As score_pages and weigh_pages, on tiles. Rows are read and scores written up to a multiple of 16; queries are
 // `stride` apart, weights two bytes each.
-inline void tile_score_pages(const SplitPages<Bf16State>& pages, const uint16_t* queries, size_t stride, size_t rows,
+inline void tile_score_pages(const TilePages& keys, const uint16_t* queries, size_t stride, size_t rows,
                              float* scores) {
-  for (size_t i = 0; i < pages.count; ++i) {
-    const uint16_t* next = i + 1 < pages.count ? pages.keys[i + 1] : pages.values[0];
+  for (size_t i = 0; i < keys.count; ++i) {
+    const uint16_t* next = i + 1 < keys.count ? keys.pages[i + 1] : keys.next;
     for (size_t r = 0; r < rows; r += 2 * kLanes) {
       const auto block = rows - r > kLanes ? tile_scores<2> : tile_scores<1>;
-      block(queries + r * stride, stride, pages.keys[i], next, pages.dim,
+      block(queries + r * stride, stride, keys.pages[i], r ? nullptr : next, keys.dim,
             scores + r * kScoreStride + i * Pages::kTokens, kScoreStride);
     }
   }
 }
 
-inline void tile_weigh_pages(const SplitPages<Bf16State>& pages, const float* weights, size_t rows, float* out) {
+inline void tile_weigh_pages(const TilePages& values, const float* weights, size_t rows, float* out) {
   const uint16_t* packed = reinterpret_cast<const uint16_t*>(weights);
+  const size_t dim = values.dim;
   constexpr size_t kStride = 2 * kScoreStride, kTile = kLanes * kLanes;
   for (size_t r = 0; r < rows; r += 2 * kLanes) {
     const bool two = rows - r > kLanes;
-    for (size_t d = 0, tiles; d < pages.dim; d += tiles * kLanes) {
-      const size_t left = (pages.dim - d) / kLanes;
+    for (size_t d = 0, tiles; d < dim; d += tiles * kLanes) {
+      const size_t left = (dim - d) / kLanes;
       tiles = !two && left >= 4 ? 4 : left >= 2 ? 2 : 1;
       const auto block = two ? (tiles == 2 ? tile_outputs<2, 2> : tile_outputs<2, 1>)
                              : (tiles == 4 ? tile_outputs<1, 4> : tiles == 2 ? tile_outputs<1, 2> : tile_outputs<1, 1>);
       alignas(64) float sums[4 * kTile];
-      block(packed + r * kStride, kStride, pages.values, d, pages.count, sums);
+      block(packed + r * kStride, kStride, values.pages, d, values.count, sums);
       for (size_t i = 0; i < 2 * kLanes && r + i < rows; ++i)
         for (size_t t = 0; t < tiles; ++t) {
           const float* tile = sums + (two ? i / kLanes * 2 + t : t) * kTile;
-          store(out + (r + i) * pages.dim + d + t * kLanes, load(tile + i % kLanes * kLanes));
+          store(out + (r + i) * dim + d + t * kLanes, load(tile + i % kLanes * kLanes));
         }
     }
   }

@@ -494,6 +494,32 @@ inline Ints round_int(Vec v) {
   return r;
 }
 
+// Sixteen pairs of int8: the first of each, and the second.
+inline Ints load_byte_pairs(const int8_t* p) {
+  typedef int16_t ShortPart __attribute__((vector_size(32 / kParts)));
+  Ints r;
+  for (int i = 0; i < kParts; ++i) r.p[i] = __builtin_convertvector(peek<ShortPart>(p + i * 32 / kParts), IntPart);
+  return r;
+}
+inline Vec load_even(const int8_t* p) {
+  Ints pairs = load_byte_pairs(p);
+  for (int i = 0; i < kParts; ++i) pairs.p[i] = (IntPart)((BitPart)pairs.p[i] << 24) >> 24;
+  return to_float(pairs);
+}
+inline Vec load_odd(const int8_t* p) {
+  Ints pairs = load_byte_pairs(p);
+  for (int i = 0; i < kParts; ++i) pairs.p[i] = pairs.p[i] >> 8;
+  return to_float(pairs);
+}
+
+// Sixteen pairs of bf16 out of two vectors that need no rounding.
+inline void store_pairs(uint16_t* p, Vec even, Vec odd) {
+  for (int i = 0; i < kParts; ++i) {
+    const BitPart pair = ((BitPart)even.p[i] >> 16) | ((BitPart)odd.p[i] & 0xffff0000u);
+    std::memcpy(p + i * 32 / kParts, &pair, sizeof pair);
+  }
+}
+
 // The upper halves: what store_bf16 writes where nothing needs rounding.
 inline void store_high(uint16_t* p, Vec v) {
   for (int i = 0; i < kParts; ++i) {

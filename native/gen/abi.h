@@ -520,8 +520,8 @@ struct FactorDef { int16_t param; uint16_t divide; uint32_t multiply; };
 struct SizeDef { uint8_t count; FactorDef factors[3]; };
 struct OperandDef { const char* name; uint8_t space; bool optional; DType dtype; SizeDef width; };
 struct WeightDef { const char* name; bool tiled; bool optional; SizeDef rows, cols; };
-// elements per position (paged, ring) or slot (fixed)
-struct StateDef { const char* name; StateKind kind; StateAccess access; bool optional; SizeDef elements; };
+// elements, and f32 scales of an i8 state (count 0: it cannot be i8), per position (paged, ring) or slot (fixed)
+struct StateDef { const char* name; StateKind kind; StateAccess access; bool optional; SizeDef elements, scales; };
 struct FieldDef { uint16_t since; uint32_t default_bits; };
 struct OpDef {
   uint16_t id; const char* name; uint16_t version, param_major, param_minor; uint32_t params_bytes;
@@ -624,7 +624,7 @@ inline constexpr OpDef kOps[] = {
       {"q_norm", false, true, {1, {{-1, 1, 1}}}, {1, {{16, 1, 1}}}},
       {"k_norm", false, true, {1, {{-1, 1, 1}}}, {1, {{16, 1, 1}}}}},
      1, {
-      {"kv", StateKind::paged, StateAccess::readwrite, true, {3, {{-1, 1, 2}, {12, 1, 1}, {16, 16, 16}}}}},
+      {"kv", StateKind::paged, StateAccess::readwrite, true, {3, {{-1, 1, 2}, {12, 1, 1}, {16, 16, 16}}}, {2, {{-1, 1, 2}, {12, 1, 1}}}}},
      12, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x1u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x3f800000u}, {0, 0x0u}, {0, 0x0u}}},
     {10, "glu", 1, 1, 0, 16,
      2, {
@@ -685,7 +685,7 @@ inline constexpr OpDef kOps[] = {
       {"weight", false, false, {1, {{8, 1, 1}}}, {1, {{12, 1, 1}}}},
       {"bias", false, true, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}}},
      1, {
-      {"window", StateKind::fixed, StateAccess::readwrite, false, {2, {{16, 1, 1}, {8, 1, 1}}}}},
+      {"window", StateKind::fixed, StateAccess::readwrite, false, {2, {{16, 1, 1}, {8, 1, 1}}}, {}}},
      4, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}}},
     {16, "ssm_scan", 1, 1, 0, 32,
      4, {
@@ -700,7 +700,7 @@ inline constexpr OpDef kOps[] = {
       {"d", false, false, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}},
       {"dt_bias", false, false, {1, {{-1, 1, 1}}}, {1, {{8, 1, 1}}}}},
      1, {
-      {"scan", StateKind::fixed, StateAccess::readwrite, false, {3, {{8, 1, 1}, {12, 1, 1}, {20, 1, 1}}}}},
+      {"scan", StateKind::fixed, StateAccess::readwrite, false, {3, {{8, 1, 1}, {12, 1, 1}, {20, 1, 1}}}, {}}},
      6, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x7f7fffffu}}},
     {17, "delta_rule", 1, 1, 0, 32,
      5, {
@@ -713,7 +713,7 @@ inline constexpr OpDef kOps[] = {
       {"out", 0, false, DType::f32, {2, {{8, 1, 1}, {20, 1, 1}}}}},
      0, {},
      1, {
-      {"memory", StateKind::fixed, StateAccess::readwrite, false, {3, {{8, 1, 1}, {16, 1, 1}, {20, 1, 1}}}}},
+      {"memory", StateKind::fixed, StateAccess::readwrite, false, {3, {{8, 1, 1}, {16, 1, 1}, {20, 1, 1}}}, {}}},
      6, {{0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}, {0, 0x0u}}},
     {18, "sample", 1, 1, 0, 12,
      1, {

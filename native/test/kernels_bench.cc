@@ -65,14 +65,14 @@ void product(const cpu::InstructionSet& set, unsigned threads, DType dtype, size
 
 struct Heads { const char* model; uint32_t heads, kv_heads, dim; };
 
-// `sequences` of `tokens` new tokens each, after `past` positions that a bf16 state holds.
-void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& shape, size_t sequences, size_t tokens,
-               size_t past) {
+// `sequences` of `tokens` new tokens each, after `past` positions that a state of `dtype` holds.
+void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& shape, DType dtype, size_t sequences,
+               size_t tokens, size_t past) {
   const auto [model, heads, kv_heads, dim] = shape;
-  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens, size = 2 * kv_heads * 32 * dim * 2;
+  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens, size = 2 * kv_heads * 32 * (byte_size(dtype, dim) + (dtype == DType::i8 ? 4 : 0));
   Random random(1);
   std::vector<uint16_t> state((sequences * blocks + 1) * size / 2);
-  for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);
+  for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);  // +-0.5..2
   Register q(rows, heads * dim), k(rows, kv_heads * dim), v(rows, kv_heads * dim), out(rows, heads * dim);
   for (Register* r : {&q, &k, &v}) r->fill(random);
   std::vector<int32_t> positions, owners, starts{0}, table;
@@ -100,13 +100,13 @@ void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& sh
   call.inputs[1] = k.matrix();
   call.inputs[2] = v.matrix();
   call.outputs[0] = out.matrix();
-  call.states[0] = {reinterpret_cast<std::byte*>(state.data()), size, 32, DType::bf16};
+  call.states[0] = {reinterpret_cast<std::byte*>(state.data()), size, 32, dtype};
   call.params = &params;
   const double s = seconds(*set.table, threads, op::attention::id, step, call);
   const double seen = double(rows) * (double(past) + double(tokens + 1) / 2);
   const double gigabytes = double(sequences * blocks * size) * 1e-9, gigaflops = seen * heads * dim * 4e-9;
-  std::printf("  attention %s, %zu x %3zu tokens after %5zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", model, sequences, tokens,
-              past, s * 1e6, gigabytes / s, gigaflops / s);
+  std::printf("  attention %s, %s, %zu x %3zu tokens after %5zu: %8.1f us %7.1f GB/s %8.1f GFLOP/s\n", model,
+              dtype == DType::i8 ? "q8" : "bf16", sequences, tokens, past, s * 1e6, gigabytes / s, gigaflops / s);
 }
 
 void sampling(const cpu::InstructionSet& set, unsigned threads, const char* name, SampleParams p) {
@@ -145,9 +145,11 @@ int main(int argc, char** argv) {
       for (size_t k : {2048, 8192}) product(set, threads, dtype, 512, 18432 - k, k);
     }
     for (const Heads& shape : {Heads{"Llama-3.2-1B", 32, 8, 64}, Heads{"Qwen3-0.6B", 16, 8, 128}}) {
-      for (size_t past : {512, 8192, 32768}) attention(set, threads, shape, 1, 1, past - 1);
-      attention(set, threads, shape, 8, 1, 255);
-      attention(set, threads, shape, 1, 512, 0);
+      for (DType dtype : {DType::bf16, DType::i8}) {
+        for (size_t past : {512, 8192, 32768}) attention(set, threads, shape, dtype, 1, 1, past - 1);
+        attention(set, threads, shape, dtype, 8, 1, 255);
+        attention(set, threads, shape, dtype, 1, 512, 0);
+      }
     }
     SampleParams p{};
     p.top_p = 1;

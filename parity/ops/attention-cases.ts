@@ -73,7 +73,7 @@ interface Shape {
   readonly heads: number
   readonly kvHeads: number
   readonly headDim: number
-  readonly kv?: FloatDType
+  readonly kv?: FloatDType | 'i8'
   readonly window?: number
   readonly softcap?: number
   readonly norms?: boolean
@@ -147,6 +147,8 @@ export const attentionCases: readonly OpCase[] = [
     { ...one, kv },
     { ...one, kv, headDim: 80, heads: 6 },
   ]),
+  ...[24, 32, 80].map((headDim) => ({ ...one, kv: 'i8' as const, headDim, heads: 6 })),
+  { ...one, kv: 'i8', window: 33, norms: true, ropeDim: 32 } as const,
   ...[1, 2, 16, 31, 32, 33, 64, 1000].map((window) => ({ ...one, window })),
   { ...one, softcap: 2 },
   { ...one, norms: true },
