@@ -11,11 +11,11 @@
 #include "norm.h"
 #include "rotary.h"
 
-namespace ingot::cpu::INGOT_ISA {
+namespace ingot::cpu::INGOT_ISA::paged {
 namespace {
 
-constexpr size_t kTileRows = 32;   // rows that share one pass over keys and values
-constexpr size_t kLeastRows = 8;   // below which splitting a tile gains nothing
+constexpr size_t kTileRows = kHasTiles ? 32 : 36;  // that share one pass over keys and values: whole blocks of rows
+constexpr size_t kLeastRows = 8;                   // below which splitting a tile gains nothing
 
 // Rows [first, first + count) of a sequence's rows of this step, in order of token, then head of the group.
 struct Tile { uint32_t sequence, first, count, split, splits; };  // splits that its rows see
@@ -302,9 +302,12 @@ void Attention::run() const {
 }
 
 }  // namespace
+}  // namespace ingot::cpu::INGOT_ISA::paged
+
+namespace ingot::cpu::INGOT_ISA {
 
 void attention(const Context& context, const Call& call) {
-  if (context.step.tokens) Attention(context, call).run();
+  if (context.step.tokens) paged::Attention(context, call).run();
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

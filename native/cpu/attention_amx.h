@@ -2,7 +2,7 @@
 #pragma once
 #include "attention_state.h"
 
-namespace ingot::cpu::INGOT_ISA {
+namespace ingot::cpu::INGOT_ISA::paged {
 
 #if defined(INGOT_ISA_amx)
 inline constexpr bool kHasTiles = true;
@@ -103,4 +103,4 @@ void tile_outputs(const uint16_t* weights, size_t weight_stride, const uint16_t*
 inline constexpr bool kHasTiles = false;
 #endif
 
-}  // namespace ingot::cpu::INGOT_ISA
+}  // namespace ingot::cpu::INGOT_ISA::paged

@@ -3,7 +3,7 @@
 #include "../gen/abi.h"
 #include "math.h"
 
-namespace ingot::cpu::INGOT_ISA {
+namespace ingot::cpu::INGOT_ISA::paged {
 
 // 2^x for x <= 0, within 2 ulp; 2^0 is exactly 1, and 0 below the smallest normal number.
 inline Vec exp2_negative(Vec x) {
@@ -96,4 +96,4 @@ struct Partial {
   }
 };
 
-}  // namespace ingot::cpu::INGOT_ISA
+}  // namespace ingot::cpu::INGOT_ISA::paged

@@ -9,16 +9,16 @@
 #include "attention_state.h"
 #include "parallel.h"
 
-namespace ingot::cpu::INGOT_ISA {
+namespace ingot::cpu::INGOT_ISA::paged {
 
 inline constexpr size_t kSplit = 256;
 inline constexpr size_t kSplitPages = kSplit / Pages::kTokens;
 // Floats from one row of scores to the next: not a multiple of 4 KiB, which would crowd few sets of the cache.
 inline constexpr size_t kScoreStride = kSplit + kLanes;
 
-// Rows whose sums stay in registers, and the tiles of 16 lanes that each takes at once.
-inline constexpr int kRows = kParts == 1 ? 8 : kParts == 2 ? 2 : 1;
-inline constexpr int lanes_of(int rows) { return kParts == 1 && rows <= 4 ? 2 : 1; }
+// Rows, and tiles of 16 lanes, whose even and odd sums stay in registers.
+inline constexpr int kRows = kParts == 1 ? 6 : kParts == 2 ? 2 : 1;
+inline constexpr int kRowTiles = kParts == 1 ? 2 : 1;
 
 // Calls f(first row, integral constant R) for runs of R <= kRows rows.
 template <int R = kRows, class F>
@@ -66,8 +66,7 @@ inline void clear(Vec (&a)[R][T], Vec (&b)[R][T]) {
 // Scores of R queries against T x 16 positions.
 template <class S, int R, int T>
 void score(const float* queries, size_t dim, const typename S::Element* keys, ptrdiff_t distance, float* scores) {
-  Vec sum[R][T], even[R][T], odd[R][T];
-  clear(sum, sum);
+  Vec even[R][T], odd[R][T];
   for (size_t d = 0; d < dim; d += 32) {
     clear(even, odd);
     add_pairs<S>(queries + d, dim, keys + d * kLanes, dim * kLanes, (dim - d < 32 ? dim - d : 32) / 2, distance, even,
@@ -75,12 +74,11 @@ void score(const float* queries, size_t dim, const typename S::Element* keys, pt
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-      for (int t = 0; t < T; ++t) sum[r][t] = sum[r][t] + (even[r][t] + odd[r][t]);
+      for (int t = 0; t < T; ++t) {
+        float* to = scores + r * kScoreStride + t * kLanes;
+        store(to, (d ? load(to) : zero()) + (even[r][t] + odd[r][t]));
+      }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int t = 0; t < T; ++t) store(scores + r * kScoreStride + t * kLanes, sum[r][t]);
 }
 
 // Adds a page's positions to T x 16 elements of R outputs.
@@ -119,9 +117,8 @@ template <class S>
 void score_pages(const SplitPages<S>& pages, const float* queries, size_t rows, float* scores) {
   for (size_t i = 0; i < pages.count; ++i) {
     each_rows(rows, [&]<int R>(size_t r) {
-      constexpr int T = lanes_of(R);
-      for (size_t j = 0; j < Pages::kTokens; j += T * kLanes) {
-        score<S, R, T>(queries + r * pages.dim, pages.dim, pages.keys[i] + j * pages.dim, r ? 0 : pages.after_keys(i),
+      for (size_t j = 0; j < Pages::kTokens; j += kRowTiles * kLanes) {
+        score<S, R, kRowTiles>(queries + r * pages.dim, pages.dim, pages.keys[i] + j * pages.dim, r ? 0 : pages.after_keys(i),
                        scores + r * kScoreStride + i * Pages::kTokens + j);
       }
     });
@@ -135,12 +132,11 @@ void weigh_pages(const SplitPages<S>& pages, const float* weights, size_t rows, 
   std::memset(out, 0, rows * dim * sizeof(float));
   for (size_t i = 0; i < pages.count; ++i) {
     each_rows(rows, [&]<int R>(size_t r) {
-      constexpr int T = lanes_of(R);
       const float* w = weights + r * kScoreStride + i * Pages::kTokens;
       const ptrdiff_t ahead = r ? 0 : pages.after_values(i);
       size_t d = 0;
-      for (; dim - d >= T * kLanes; d += T * kLanes) {
-        add_values<S, R, T>(w, pages.values[i] + d * Pages::kTokens, ahead, out + r * dim + d, dim);
+      for (; dim - d >= kRowTiles * kLanes; d += kRowTiles * kLanes) {
+        add_values<S, R, kRowTiles>(w, pages.values[i] + d * Pages::kTokens, ahead, out + r * dim + d, dim);
       }
       if (d < dim) add_values<S, R, 1>(w, pages.values[i] + d * Pages::kTokens, ahead, out + r * dim + d, dim);
     });
@@ -209,4 +205,4 @@ inline void tile_weigh_pages(const TilePages& values, const float* weights, size
 }
 #endif
 
-}  // namespace ingot::cpu::INGOT_ISA
+}  // namespace ingot::cpu::INGOT_ISA::paged

@@ -9,7 +9,7 @@
 #include "../core/kernel.h"
 #include "simd.h"
 
-namespace ingot::cpu::INGOT_ISA {
+namespace ingot::cpu::INGOT_ISA::paged {
 
 // Pack elements of one lane lie side by side; a sum takes its elements in pairs, the even and the odd apart.
 template <class T, size_t Pack>
@@ -148,4 +148,4 @@ struct Pages {
   }
 };
 
-}  // namespace ingot::cpu::INGOT_ISA
+}  // namespace ingot::cpu::INGOT_ISA::paged
