@@ -260,7 +260,9 @@ void Attention::run_tiles() const {
   // By split: (unit, head of keys) partial results, and how many of a (tile, head) are missing.
   float* partials = by_split ? context.scratch.take<float>(unit_count * p.kv_heads * partial_floats) : nullptr;
   auto* missing = by_split ? context.scratch.take<std::atomic<uint32_t>>(count * p.kv_heads) : nullptr;
-  for (size_t i = 0; by_split && i < count * p.kv_heads; ++i) new (missing + i) std::atomic(tiles[i / p.kv_heads].splits);
+  for (size_t i = 0; by_split && i < count * p.kv_heads; ++i) {
+    new (missing + i) std::atomic<uint32_t>(tiles[i / p.kv_heads].splits);
+  }
 
   each_claimed(context, unit_count * p.kv_heads, [&](size_t i, unsigned thread) {
     const size_t item = unit_count * p.kv_heads - 1 - i;  // late tokens see most: they go first

@@ -27,7 +27,7 @@ void each_rows(size_t rows, const F& f, size_t row = 0) {
   if constexpr (R > 1) each_rows<R - 1>(rows, f, row);
 }
 
-// even += x[r] . tile's even elements, and odd likewise, over `pairs` pairs from `pair`. Reads ahead at `distance` bytes.
+// even += x[r] . tile's even elements, and odd likewise, over `pairs` pairs. Prefetches at `distance` bytes, unless 0.
 template <class S, int R, int T>
 inline void add_pairs(const float* x, size_t stride, const typename S::Element* tile, size_t tile_stride, size_t pairs,
                       ptrdiff_t distance, Vec (&even)[R][T], Vec (&odd)[R][T]) {
@@ -118,8 +118,8 @@ void score_pages(const SplitPages<S>& pages, const float* queries, size_t rows, 
   for (size_t i = 0; i < pages.count; ++i) {
     each_rows(rows, [&]<int R>(size_t r) {
       for (size_t j = 0; j < Pages::kTokens; j += kRowTiles * kLanes) {
-        score<S, R, kRowTiles>(queries + r * pages.dim, pages.dim, pages.keys[i] + j * pages.dim, r ? 0 : pages.after_keys(i),
-                       scores + r * kScoreStride + i * Pages::kTokens + j);
+        score<S, R, kRowTiles>(queries + r * pages.dim, pages.dim, pages.keys[i] + j * pages.dim,
+                               r ? 0 : pages.after_keys(i), scores + r * kScoreStride + i * Pages::kTokens + j);
       }
     });
   }

@@ -10,7 +10,8 @@ namespace ingot::cpu::INGOT_ISA {
 // Sine and cosine of x, |x| < 2^22, in f64 and within 1e-13: Cody and Waite's reduction to a quarter turn, then Taylor
 // series. Plain arithmetic without branches, so that a loop over it becomes vectors with the same bits everywhere.
 inline void sine_cosine(double x, double& sine, double& cosine) {
-  constexpr double high = 0x1.921fb544p+0, low = 0x1.0b4611a626331p-34, magic = 0x1.8p52;  // 31 bits of pi / 2, and the rest
+  // 31 bits of pi / 2, and the rest; the sum with `magic` holds the nearest integer in its low bits.
+  constexpr double high = 0x1.921fb544p+0, low = 0x1.0b4611a626331p-34, magic = 0x1.8p52;
   const double turns = x * 0x1.45f306dc9c883p-1 + magic, n = turns - magic;
   const double r = (x - n * high) - n * low, z = r * r;
   const double s = r + r * z * (-1.0 / 6 + z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 +

@@ -186,7 +186,10 @@ void compare(const Case& c, const Inputs& in, const Register& actual) {
         for (size_t j = begin; j < end; ++j)
           for (size_t d = 0; d < dim; ++d) sum[d] += weights[j - begin] / total * values[j][d];
         // a key on the edge between two stored values may fall on the other side
-        const double tolerance = c.dtype == DType::f32 || !p.causal ? 1e-5 : c.dtype == DType::f16 ? 2e-3 : c.dtype == DType::bf16 ? 1.5e-2 : 3e-2;
+        const double tolerance = c.dtype == DType::f32 || !p.causal ? 1e-5
+                                 : c.dtype == DType::f16            ? 2e-3
+                                 : c.dtype == DType::bf16           ? 1.5e-2
+                                                                    : 3e-2;
         for (size_t d = 0; d < dim; ++d) CHECK(near(actual.row(first + t)[h * dim + d], sum[d], tolerance));
       }
     }

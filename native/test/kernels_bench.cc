@@ -69,10 +69,12 @@ struct Heads { const char* model; uint32_t heads, kv_heads, dim; };
 void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& shape, DType dtype, size_t sequences,
                size_t tokens, size_t past) {
   const auto [model, heads, kv_heads, dim] = shape;
-  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens, size = 2 * kv_heads * 32 * (byte_size(dtype, dim) + (dtype == DType::i8 ? 4 : 0));
+  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens;
+  const size_t size = 2 * kv_heads * 32 * (byte_size(dtype, dim) + (dtype == DType::i8 ? 4 : 0));
   Random random(1);
   std::vector<uint16_t> state((sequences * blocks + 1) * size / 2);
-  for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);  // +-0.5..2
+  // +-0.5 to 2 as bf16
+  for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);
   Register q(rows, heads * dim), k(rows, kv_heads * dim), v(rows, kv_heads * dim), out(rows, heads * dim);
   for (Register* r : {&q, &k, &v}) r->fill(random);
   std::vector<int32_t> positions, owners, starts{0}, table;

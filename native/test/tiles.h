@@ -1,5 +1,5 @@
-// AMX tiles in software, as the Intel SDM defines the instructions: included before the kernels of instruction set `amx`,
-// it makes them an instruction set that a machine without tiles can test.
+// AMX tiles in software, as the Intel SDM defines the instructions: included before the kernels of instruction set
+// `amx`, it makes them an instruction set that a machine without tiles can test.
 #pragma once
 // GCC 12 warns of its own deliberately undefined registers.
 #pragma GCC diagnostic push
