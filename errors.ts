@@ -49,6 +49,7 @@ export const errors = {
   OUTPUT_MISSING: config('{package} has no output "{output}", which {method} needs; compile a model that has it'),
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
+  TALLY_MISSING: config('backend "{backend}" does not count where its steps spend their time; use the cpu backend'),
   OUTPUT_EXISTS: config('{path} exists and is not an Ingot package; choose another output'),
   OUTPUT_UNWRITABLE: config('cannot write {path}: {reason}'),
   USAGE: config('{reason}'),

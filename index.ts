@@ -16,6 +16,7 @@ import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
 import { type Package, readPackage } from './models/package.ts'
 
+export type { StepTally, Tally } from './abi/native.ts'
 export type { DeviceInfo, MemoryUse } from './compute/device.ts'
 export type { ErrorCode } from './errors.ts'
 export { CancelledError, ConfigError, DeviceError, IngotError, PlanError } from './errors.ts'

@@ -67,12 +67,41 @@ export interface NativeFault {
   readonly details: Readonly<Record<string, string | number>>
 }
 
+/** Sums over the steps of one phase. Times are in nanoseconds. */
+export interface StepTally {
+  readonly steps: number
+  readonly tokens: number
+  readonly rows: number
+  readonly sequences: number
+  /** Positions known after a step, summed over its sequences: what attention reads of the state. */
+  readonly positions: number
+  /** Positions up to its own, summed over the tokens: what each attends to. */
+  readonly attended: number
+  /** Of whole steps in native code; preparing states, and writing results, in them. */
+  readonly nanoseconds: number
+  readonly states: number
+  readonly results: number
+  /** By instruction of the plan: how often it ran, and for how long. */
+  readonly instructionCalls: Float64Array
+  readonly instructionNanoseconds: Float64Array
+}
+
+/** `decode`: steps in which every sequence computes one token; `prefill`: the others. */
+export interface Tally {
+  readonly prefill: StepTally
+  readonly decode: StepTally
+}
+
 export interface NativeModel {
   /** Runs one step on the model's own thread. The buffers must not change until it settles; null is success. */
   step(step: ArrayBuffer, result: ArrayBuffer): Promise<NativeFault | null>
   /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. */
   readState(state: number, unit: number): Uint8Array
   writeState(state: number, unit: number, bytes: Uint8Array): void
+  /** Starts a tally at zero, or ends it. This and `tally` throw while a step runs. */
+  setTally(on: boolean): void
+  /** What was counted since; null: off. */
+  tally(): Tally | null
   memory(): {
     readonly weightsBytes: number
     readonly arenaBytes: number

@@ -1,6 +1,6 @@
 /** The CPU backend: the addon's executor with the kernels of one instruction set. */
 import { stat } from 'node:fs/promises'
-import { addon, type NativeFault, type NativeModel, type NativeWeightFile } from '../abi/native.ts'
+import { addon, type NativeFault, type NativeModel, type NativeWeightFile, type Tally } from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { type ErrorCode, type ErrorDetails, errors, fail, type IngotError } from '../errors.ts'
 import { cpuTable } from './cpu.ts'
@@ -75,6 +75,14 @@ class CpuRunner implements Runner {
 
   memory(): MemoryUse {
     return this.model.memory()
+  }
+
+  setTally(on: boolean): void {
+    this.model.setTally(on)
+  }
+
+  tally(): Tally | undefined {
+    return this.model.tally() ?? undefined
   }
 
   dispose(): void {

@@ -1,4 +1,5 @@
 /** What the engine sees of a backend: it opens a plan and runs steps. */
+import type { Tally } from '../abi/native.ts'
 import type { ResultView, StepLimits, StepView } from '../abi/step.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 
@@ -60,6 +61,10 @@ export interface Runner {
   /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
   step(step: StepView, result: ResultView): Promise<void>
   memory(): MemoryUse
+  /** Starts counting time by instruction at zero, or ends it; between steps. A backend without it keeps no tally. */
+  setTally?(on: boolean): void
+  /** What was counted since; undefined: off. Between steps. */
+  tally?(): Tally | undefined
   dispose(): void
 }
 

@@ -143,6 +143,11 @@ export class Engine {
     }
   }
 
+  /** Resolves once no step is under way and no request left. */
+  async idle(): Promise<void> {
+    await this.#loop
+  }
+
   /** Fails every request with DISPOSED and resolves when no step is under way. */
   async dispose(): Promise<void> {
     this.#disposed = true

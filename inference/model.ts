@@ -1,5 +1,6 @@
 /** An open model: what `open()` returns. */
 import { z } from 'zod'
+import type { Tally } from '../abi/native.ts'
 import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
 import { type ErrorDetails, fail } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
@@ -204,6 +205,24 @@ export class Model {
   memory(): MemoryUse {
     this.#assertOpen()
     return this.#runner.memory()
+  }
+
+  /**
+   * Starts counting at zero where steps spend their time, or ends it, once no request is left. Throws TALLY_MISSING on a
+   * backend that does not count.
+   */
+  async setTally(on: boolean): Promise<void> {
+    this.#assertOpen()
+    await this.#engine.idle()
+    if (!this.#runner.setTally) throw fail('TALLY_MISSING', { backend: this.device.backend })
+    this.#runner.setTally(on)
+  }
+
+  /** What was counted since setTally(true), once no request is left; undefined: off. */
+  async tally(): Promise<Tally | undefined> {
+    this.#assertOpen()
+    await this.#engine.idle()
+    return this.#runner.tally?.()
   }
 
   /** Fails what is under way with DISPOSED, waits for the running step and frees everything. Idempotent. */

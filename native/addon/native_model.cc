@@ -1,6 +1,7 @@
 #include "native_model.h"
 
 #include <cstring>
+#include <utility>
 
 #include "values.h"
 
@@ -19,6 +20,8 @@ Napi::Function NativeModel::define(Napi::Env env) {
   return DefineClass(env, "NativeModel",
                      {InstanceMethod<&NativeModel::step>("step"), InstanceMethod<&NativeModel::read_state>("readState"),
                       InstanceMethod<&NativeModel::write_state>("writeState"),
+                      InstanceMethod<&NativeModel::set_tally>("setTally"),
+                      InstanceMethod<&NativeModel::tally>("tally"),
                       InstanceMethod<&NativeModel::memory>("memory"), InstanceMethod<&NativeModel::dispose>("dispose"),
                       InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads"),
                       InstanceAccessor<&NativeModel::pinning>("pinning")});
@@ -113,14 +116,19 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
   model.Unref();
 }
 
+// Whether the model may be touched; throws why not.
+bool NativeModel::idle(Napi::Env env) const {
+  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "a step is running" : nullptr;
+  if (wrong) Napi::Error::New(env, wrong).ThrowAsJavaScriptException();
+  return !wrong;
+}
+
 // The unit that the first two arguments name; throws and is empty when there is none.
 std::span<std::byte> NativeModel::unit(const Napi::CallbackInfo& info) {
   Reader reader(info.Env());
   const auto state = uint32_t(reader.integer(info[0], "state", UINT32_MAX));
   const auto index = uint32_t(reader.integer(info[1], "unit", UINT32_MAX));
-  if (!reader.ok()) return {};
-  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "a step is running" : nullptr;
-  if (wrong) return Napi::Error::New(info.Env(), wrong).ThrowAsJavaScriptException(), std::span<std::byte>();
+  if (!reader.ok() || !idle(info.Env())) return {};
   const auto found = model_->unit(state, index);
   if (found.empty())
     Napi::RangeError::New(info.Env(), "state " + std::to_string(state) + " has no unit " + std::to_string(index))
@@ -145,6 +153,44 @@ void NativeModel::write_state(const Napi::CallbackInfo& info) {
   if (from.size() == to.size()) return void(std::memcpy(to.data(), from.data(), to.size()));
   const std::string counts = "expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size());
   Napi::RangeError::New(info.Env(), "bytes: " + counts).ThrowAsJavaScriptException();
+}
+
+void NativeModel::set_tally(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  if (!info[0].IsBoolean()) return reader.expected("on", "a boolean");
+  if (idle(info.Env())) model_->set_tally(info[0].As<Napi::Boolean>());
+}
+
+namespace {
+
+Napi::Object to_object(Napi::Env env, const Tally::Steps& steps) {
+  auto object = Napi::Object::New(env);
+  const std::pair<const char*, uint64_t> counts[] = {
+      {"steps", steps.steps},         {"tokens", steps.tokens},       {"rows", steps.rows},
+      {"sequences", steps.sequences}, {"positions", steps.positions}, {"attended", steps.attended},
+      {"nanoseconds", steps.nanoseconds}, {"states", steps.states},   {"results", steps.results}};
+  for (const auto& [name, value] : counts) object.Set(name, double(value));
+  auto calls = Napi::Float64Array::New(env, steps.instructions.size());
+  auto nanoseconds = Napi::Float64Array::New(env, steps.instructions.size());
+  for (size_t i = 0; i < steps.instructions.size(); ++i) {
+    calls[i] = double(steps.instructions[i].calls);
+    nanoseconds[i] = double(steps.instructions[i].nanoseconds);
+  }
+  object.Set("instructionCalls", calls);
+  object.Set("instructionNanoseconds", nanoseconds);
+  return object;
+}
+
+}  // namespace
+
+Napi::Value NativeModel::tally(const Napi::CallbackInfo& info) {
+  if (!idle(info.Env())) return {};
+  const Tally* tally = model_->tally();
+  if (!tally) return info.Env().Null();
+  auto object = Napi::Object::New(info.Env());
+  object.Set("prefill", to_object(info.Env(), tally->phases[size_t(Phase::prefill)]));
+  object.Set("decode", to_object(info.Env(), tally->phases[size_t(Phase::decode)]));
+  return object;
 }
 
 Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {

@@ -38,12 +38,15 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value step(const Napi::CallbackInfo& info);
   Napi::Value read_state(const Napi::CallbackInfo& info);
   void write_state(const Napi::CallbackInfo& info);
+  void set_tally(const Napi::CallbackInfo& info);
+  Napi::Value tally(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value isa(const Napi::CallbackInfo& info);
   Napi::Value threads(const Napi::CallbackInfo& info);
   Napi::Value pinning(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
 
+  bool idle(Napi::Env env) const;
   std::span<std::byte> unit(const Napi::CallbackInfo& info);
   void stop();
   void close();

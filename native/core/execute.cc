@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "denormals.h"
@@ -22,7 +23,29 @@ void copy_rows(ThreadPool& pool, const Matrix& from, uint32_t rows, float* to, c
   });
 }
 
+// Counts what the step holds into the tally of its phase; nullptr: off.
+Tally::Steps* count_step(Tally* tally, const Step& step) {
+  if (!tally) return nullptr;
+  const Phase phase = step.tokens == step.sequences ? Phase::decode : Phase::prefill;
+  Tally::Steps& steps = tally->phases[size_t(phase)];
+  ++steps.steps;
+  steps.tokens += step.tokens;
+  steps.rows += step.rows;
+  steps.sequences += step.sequences;
+  for (uint32_t s = 0; s < step.sequences; ++s) steps.positions += uint32_t(step.sequence_length[s]);
+  for (uint32_t t = 0; t < step.tokens; ++t) steps.attended += uint32_t(step.positions[t]) + 1;
+  return &steps;
+}
+
 }  // namespace
+
+void Model::set_tally(bool on) {
+  tally_.reset();
+  if (!on) return;
+  auto tally = std::make_unique<Tally>();
+  for (Tally::Steps& steps : tally->phases) steps.instructions.resize(operations_.size());
+  tally_ = std::move(tally);
+}
 
 Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) noexcept {
   running_ = "the step buffer";
@@ -30,17 +53,23 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) 
     const auto start = std::chrono::steady_clock::now();
     StepView view;
     if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    Tally::Steps* const tally = count_step(tally_.get(), view.step);
     uint32_t launches = 0;
     {
       ThreadPool& pool = ThreadPool::shared();
       const ThreadPool::Lease lease(pool, threads_, pinned_);
       const FlushDenormals flush;
+      Laps laps;
       prepare_states(view, pool);
-      launches = run_operations(view.step, pool);
+      if (tally) tally->states += laps.lap();
+      launches = run_operations(view.step, pool, tally);
+      if (tally) laps.lap();
       write_results(view, pool);
+      if (tally) tally->results += laps.lap();
     }
     scratch_bytes_.store(scratch_.bytes(), std::memory_order_relaxed);
     const auto elapsed = std::chrono::steady_clock::now() - start;
+    if (tally) tally->nanoseconds += uint64_t(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count());
     const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
     *view.header = {view.step.rows, launches, 0, uint32_t(microseconds)};
     return {};
@@ -78,8 +107,9 @@ void Model::prepare_states(const StepView& view, ThreadPool& pool) {
 
 // Returns the kernels launched. An instruction whose output has no row this step, and that touches no state, has
 // nothing to do.
-uint32_t Model::run_operations(const Step& step, ThreadPool& pool) {
+uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally) {
   const Context context{step, pool, scratch_};
+  Laps laps;
   uint32_t launches = 0;
   for (size_t i = 0; i < operations_.size(); ++i) {
     Operation& op = operations_[i];
@@ -90,6 +120,10 @@ uint32_t Model::run_operations(const Step& step, ThreadPool& pool) {
     scratch_.reset();
     op.kernel(context, op.call);
     ++launches;
+    if (!tally) continue;
+    Tally::Instruction& counted = tally->instructions[i];
+    ++counted.calls;
+    counted.nanoseconds += laps.lap();
   }
   return launches;
 }

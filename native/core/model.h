@@ -13,6 +13,7 @@
 #include "scratch.h"
 #include "status.h"
 #include "step_view.h"
+#include "tally.h"
 #include "weights.h"
 
 namespace ingot {
@@ -43,6 +44,11 @@ class Model {
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
 
+  // Starts a tally at zero, or ends it; not during a step. Off, a step reads the clock four times.
+  void set_tally(bool on);
+  // nullptr: off. Not during a step.
+  const Tally* tally() const { return tally_.get(); }
+
   // From any thread, also during a step.
   MemoryUse memory() const;
 
@@ -64,7 +70,7 @@ class Model {
   StepBounds bounds(const ModelOptions& options) const;
 
   void prepare_states(const StepView& view, class ThreadPool& pool);
-  uint32_t run_operations(const Step& step, class ThreadPool& pool);
+  uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally);
   void write_results(const StepView& view, class ThreadPool& pool) const;
 
   PlanView plan_;
@@ -80,6 +86,7 @@ class Model {
   bool pinned_ = false;
   Scratch scratch_;
   std::atomic<uint64_t> scratch_bytes_{0};
+  std::unique_ptr<Tally> tally_;
   const char* running_ = "";      // label of the running instruction, for faults
 };
 

@@ -240,6 +240,30 @@ void skips_what_has_no_rows() {
   }
 }
 
+void tallies_when_asked() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  CHECK(!model->step(step.bytes, step.result) && !model->tally());
+  model->set_tally(true);
+  CHECK(!model->step(step.bytes, step.result));
+  const uint32_t launches = step.value<uint32_t>(4), rows = step.header.rows;
+  step.header.rows = 0;
+  CHECK(!model->step(step.bytes, step.result));
+  const bool decodes = step.header.tokens == step.header.sequences;
+  const Tally::Steps& counted = model->tally()->phases[size_t(decodes ? Phase::decode : Phase::prefill)];
+  CHECK(model->tally()->phases[size_t(decodes ? Phase::prefill : Phase::decode)].steps == 0);
+  CHECK(counted.steps == 2 && counted.tokens == 2 * step.header.tokens && counted.rows == rows);
+  uint64_t calls = 0, inside = counted.states + counted.results;
+  for (const Tally::Instruction& i : counted.instructions) calls += i.calls, inside += i.nanoseconds;
+  CHECK(calls == launches + step.value<uint32_t>(4) && step.value<uint32_t>(4) < launches);
+  CHECK(inside <= counted.nanoseconds);
+  model->set_tally(true);
+  CHECK(model->tally()->phases[0].steps == 0 && model->tally()->phases[1].steps == 0);
+  model->set_tally(false);
+  CHECK(!model->tally());
+}
+
 void resets_slots() {
   Package package("menagerie.bin");
   const auto model = package.open(fake_table());
@@ -315,6 +339,7 @@ int main() {
   runs_a_step();
   copies_what_rows_want();
   skips_what_has_no_rows();
+  tallies_when_asked();
   resets_slots();
   reports_what_a_kernel_throws();
   refuses_what_does_not_fit();
