@@ -3,11 +3,9 @@
  * of multiply-adds by the type of their operands.
  */
 import { addon } from '../abi/native.ts'
+import type { Arithmetic } from '../compute/work.ts'
 import { type ErrorCode, type ErrorDetails, fail } from '../errors.ts'
 import { type Spread, spread } from './measure.ts'
-
-/** Arithmetic that has a peak of its own: by the dtype of the weights, int8 and int4 alike. */
-export type Arithmetic = 'f32' | 'bf16' | 'i8'
 
 export interface Ceilings {
   readonly isa: string

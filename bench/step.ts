@@ -1,15 +1,24 @@
-/** Prefill and decode speed of one package on one backend, through the public interface. */
+/** Prefill and decode speed of one package on one backend, through the public interface, against the machine's ceilings. */
+import { stepBytes, stepShape, work } from '../compute/work.ts'
 import { type Model, open } from '../index.ts'
+import { type Ceilings, ceilings } from './ceilings.ts'
 import { quantile, randomPrompts, type Spread, spread } from './measure.ts'
 
 export interface BenchOptions {
   readonly backend: string
   readonly isa?: string
   readonly threads?: number
+  /** Tokens of the prompts that prefill is measured on. */
   readonly prompt: number
+  /** Tokens that each sequence has before it decodes; default: the prompt. */
+  readonly context?: number
+  /** Steps of a decode run. */
   readonly generate: number
+  /** Numbers of sequences. */
   readonly batches: readonly number[]
   readonly repeats: number
+  /** Token budget of one step; default: the engine's. */
+  readonly stepTokens?: number
   readonly onProgress?: (done: number, total: number, what: string) => void
 }
 
@@ -17,6 +26,8 @@ export interface PrefillCell {
   readonly tokens: number
   readonly batch: number
   readonly tokensPerSecond: number
+  /** Least time of the prompt's multiply-adds over its time; absent without ceilings. */
+  readonly peakShare?: number
   readonly spread: Spread
 }
 export interface DecodeCell {
@@ -24,8 +35,11 @@ export interface DecodeCell {
   readonly context: number
   readonly tokensPerSecond: number
   readonly msPerStep: number
+  /** Weights and state. */
   readonly bytesPerStep: number
   readonly gigabytesPerSecond: number
+  /** Of the read bandwidth; absent without ceilings. */
+  readonly readShare?: number
   readonly spread: Spread
 }
 export interface BenchReport {
@@ -37,12 +51,41 @@ export interface BenchReport {
   readonly peakBytes: number
   readonly launchesPerStep: number
   readonly loadMs: number
+  /** Of the machine, in this run; absent where the backend does not run on it. */
+  readonly ceilings?: Ceilings
   readonly prefill: readonly PrefillCell[]
   readonly decode: readonly DecodeCell[]
 }
 
+const contextOf = ({ context, prompt }: BenchOptions) => context ?? prompt
+
+/** Opens the package with room for every cell. */
+export function openForBench(path: string, options: BenchOptions): Promise<Model> {
+  const { backend, isa, threads, prompt, generate, batches, stepTokens } = options
+  const most = Math.max(...batches)
+  const budget = stepTokens ?? Math.max(256, most)
+  const longest = Math.max(prompt, contextOf(options))
+  // The first to decode goes on while the others' prompts are computed.
+  const wait = most === 1 ? 0 : Math.ceil((most * longest) / budget) + most
+  return open(path, {
+    backend,
+    ...(isa && { isa }),
+    ...(threads && { threads }),
+    maxSlots: most,
+    contextTokens: longest + generate + wait + 2,
+    maxTokensPerStep: budget,
+    prefixCache: false,
+  })
+}
+
+/** Those of the machine and options, for the CPU backend; undefined for others. */
+export async function ceilingsFor({ backend, isa, threads }: BenchOptions): Promise<Ceilings | undefined> {
+  if (backend !== 'cpu') return undefined
+  return ceilings({ ...(isa && { isa }), ...(threads && { threads }) })
+}
+
 /** Milliseconds until every prompt has its first token. */
-async function timePrefill(model: Model, prompts: readonly number[][]): Promise<number> {
+export async function timePrefill(model: Model, prompts: readonly number[][]): Promise<number> {
   const start = performance.now()
   await Promise.all(
     prompts.map((ids) => model.generate(ids, { maxTokens: 1, temperature: 0, ignoreEos: true }).result()),
@@ -50,79 +93,100 @@ async function timePrefill(model: Model, prompts: readonly number[][]): Promise<
   return performance.now() - start
 }
 
-/** Milliseconds a step once every request decodes: from the last first token to the end. */
-async function timeDecode(model: Model, prompts: readonly number[][], tokens: number): Promise<number> {
-  let allStarted = 0
-  let stepsLeft = 0
-  await Promise.all(
-    prompts.map(async (ids) => {
-      let seen = 0
-      for await (const _ of model.generate(ids, { maxTokens: tokens + 1, temperature: 0, ignoreEos: true }))
-        if (seen++ === 0) {
-          allStarted = performance.now()
-          stepsLeft = tokens
-        }
-    }),
-  )
-  return (performance.now() - allStarted) / stepsLeft
+/** Milliseconds of each of `steps` steps in which every sequence decodes: none ends before the last to start is done. */
+export async function timeDecode(model: Model, prompts: readonly number[][], steps: number): Promise<number[]> {
+  const done = new AbortController()
+  const marks: number[] = []
+  let started = 0
+  const options = { maxTokens: model.info.contextTokens, temperature: 0, ignoreEos: true, signal: done.signal }
+  const decode = async (ids: number[]) => {
+    let last = false
+    let seen = 0
+    try {
+      for await (const _ of model.generate(ids, options)) {
+        if (seen++ === 0) last = ++started === prompts.length
+        if (last) marks.push(performance.now())
+        if (marks.length > steps) break
+      }
+    } finally {
+      done.abort()
+    }
+  }
+  const outcomes = await Promise.allSettled(prompts.map(decode))
+  for (const outcome of outcomes)
+    if (outcome.status === 'rejected' && outcome.reason?.code !== 'ABORTED') throw outcome.reason
+  return marks.slice(1).map((mark, i) => mark - marks[i]!)
 }
 
-/** Measures every batch size; each cell is the median of `repeats` runs after one warm-up. */
+/** Least milliseconds that the multiply-adds of a prompt take, each at the peak of its arithmetic. */
+function peakMs(model: Model, prompt: number, { peak }: Ceilings): number {
+  const shape = stepShape(1, prompt, 0)
+  return work(model.plan, shape).reduce((ms, w) => ms + w.operations / peak[w.arithmetic].median / 1e6, 0)
+}
+
+function prefillCell(model: Model, batch: number, tokens: number, times: readonly number[], limit?: Ceilings) {
+  const rates = times.map((ms) => (batch * tokens * 1000) / ms)
+  const tokensPerSecond = quantile(rates, 0.5)
+  const peakShare = limit && (peakMs(model, tokens, limit) * batch) / quantile(times, 0.5)
+  return { tokens, batch, tokensPerSecond, ...(peakShare && { peakShare }), spread: spread(rates) }
+}
+
+function decodeCell(model: Model, batch: number, context: number, times: readonly number[], limit?: Ceilings) {
+  const msPerStep = quantile(times, 0.5)
+  const bytesPerStep = stepBytes(model.plan, stepShape(batch, 1, context))
+  const gigabytesPerSecond = bytesPerStep / msPerStep / 1e6
+  return {
+    batch,
+    context,
+    tokensPerSecond: (batch * 1000) / msPerStep,
+    msPerStep,
+    bytesPerStep,
+    gigabytesPerSecond,
+    ...(limit && { readShare: gigabytesPerSecond / limit.read.median }),
+    spread: spread(times.map((ms) => (batch * 1000) / ms)),
+  }
+}
+
+/**
+ * Measures every number of sequences, `repeats` times after one warm-up; a prefill cell is the median of its runs, a
+ * decode cell of all its steps. `context` of a decode cell is the mean of the run.
+ */
 export async function bench(path: string, options: BenchOptions): Promise<BenchReport> {
   const { prompt, generate, batches, repeats } = options
+  const limit = await ceilingsFor(options)
   const start = performance.now()
-  await using model = await open(path, {
-    backend: options.backend,
-    ...(options.isa && { isa: options.isa }),
-    ...(options.threads && { threads: options.threads }),
-    maxSlots: Math.max(...batches),
-    contextTokens: prompt + generate + 1,
-    maxTokensPerStep: Math.max(256, ...batches),
-    prefixCache: false,
-  })
+  await using model = await openForBench(path, options)
   const loadMs = performance.now() - start
-  const { weightsBytes } = model.memory()
-  const { stateBytesPerToken } = model.info
   const prefill: PrefillCell[] = []
   const decode: DecodeCell[] = []
   const total = batches.length * (repeats + 1)
   let done = 0
   for (const batch of batches) {
-    const rates: number[] = []
+    const prefills: number[] = []
     const steps: number[] = []
     for (let repeat = 0; repeat <= repeats; repeat++) {
-      options.onProgress?.(done++, total, `batch ${batch}`)
-      const prompts = randomPrompts(batch, prompt, model.info.vocab, 1 + repeat)
-      const prefillMs = await timePrefill(model, prompts)
-      const stepMs = await timeDecode(model, prompts, generate)
+      options.onProgress?.(done++, total, `${batch} sequences`)
+      const prompts = (tokens: number) => randomPrompts(batch, tokens, model.info.vocab, 1 + repeat)
+      const prefillMs = await timePrefill(model, prompts(prompt))
+      const stepMs = await timeDecode(model, prompts(contextOf(options)), generate)
       if (repeat === 0) continue
-      rates.push((batch * prompt * 1000) / prefillMs)
-      steps.push(stepMs)
+      prefills.push(prefillMs)
+      steps.push(...stepMs)
     }
-    const msPerStep = quantile(steps, 0.5)
-    const context = prompt + Math.floor(generate / 2)
-    const bytesPerStep = weightsBytes + batch * context * stateBytesPerToken
-    prefill.push({ tokens: prompt, batch, tokensPerSecond: quantile(rates, 0.5), spread: spread(rates) })
-    decode.push({
-      batch,
-      context,
-      tokensPerSecond: (batch * 1000) / msPerStep,
-      msPerStep,
-      bytesPerStep,
-      gigabytesPerSecond: bytesPerStep / msPerStep / 1e6,
-      spread: spread(steps.map((ms) => (batch * 1000) / ms)),
-    })
+    prefill.push(prefillCell(model, batch, prompt, prefills, limit))
+    decode.push(decodeCell(model, batch, contextOf(options) + Math.floor(generate / 2), steps, limit))
   }
   options.onProgress?.(total, total, 'done')
   return {
     backend: options.backend,
     device: model.device.description,
     model: model.info.model,
-    weightsBytes,
-    stateBytesPerToken,
+    weightsBytes: model.memory().weightsBytes,
+    stateBytesPerToken: model.info.stateBytesPerToken,
     peakBytes: process.resourceUsage().maxRSS * 1024,
     launchesPerStep: model.stats().launchesPerStep,
     loadMs,
+    ...(limit && { ceilings: limit }),
     prefill,
     decode,
   }

@@ -1,54 +1,115 @@
+import { writeFile } from 'node:fs/promises'
 import { Command } from 'commander'
-import { bench } from '../bench/step.ts'
+import { type Profile, profile, type Scenario } from '../bench/profile.ts'
+import { outsideCells, percent, profileCells, profileHead, profileHtml, profileSvg } from '../bench/profile-chart.ts'
+import { type BenchOptions, type BenchReport, bench } from '../bench/step.ts'
+import { fail } from '../errors.ts'
 import { integer, integers } from './arguments.ts'
-import { finish, mebibytes, print, progress, type Shared } from './terminal.ts'
+import { ceilingsText } from './doctor.ts'
+import { finish, log, mebibytes, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
   readonly prompt: number
+  readonly context?: number
   readonly generate: number
-  readonly batch: number[]
+  readonly sequences: number[]
   readonly repeats: number
+  readonly stepTokens?: number
   readonly backend: string
   readonly isa?: string
   readonly threads?: number
+  readonly profile?: boolean
+  readonly svg?: string
+  readonly html?: string
+}
+
+function benchText(report: BenchReport, { prompt, generate }: Options): string {
+  const cell = (value: number, digits = 0) => value.toFixed(digits).padStart(9)
+  const share = (value?: number) => (value === undefined ? '' : percent(value)).padStart(9)
+  const rows = report.decode.map((d, index) => {
+    const p = report.prefill[index]!
+    return `${cell(d.batch)}${cell(p.tokensPerSecond)}${share(p.peakShare)}${cell(d.tokensPerSecond)}  [${d.spread.low.toFixed(0)} to ${d.spread.high.toFixed(0)}]${cell(d.msPerStep, 2)}${cell(d.gigabytesPerSecond, 1)}${share(d.readShare)}`
+  })
+  return [
+    `${report.model} on ${report.device}: weights ${mebibytes(report.weightsBytes)}, state ${report.stateBytesPerToken} B a token, peak ${mebibytes(report.peakBytes)}`,
+    `load ${report.loadMs.toFixed(0)} ms, ${report.launchesPerStep} launches a step; prompt ${prompt}, ${generate} steps after ${report.decode[0]!.context - Math.floor(generate / 2)} tokens; tokens/s`,
+    ...(report.ceilings ? [ceilingsText(report.ceilings)] : []),
+    'sequences  prefill  of peak   decode  [p10 to p90]  ms/step     GB/s  of read',
+    ...rows,
+  ].join('\n')
+}
+
+function scenarioText({ name, ms, run, tokensPerSecond, limitShare, opcodes, outside }: Scenario): string {
+  const rows = [
+    profileHead,
+    ...opcodes.map(profileCells),
+    ...outside.map(outsideCells),
+    ['all', '', ms.toFixed(3), '100.0'],
+  ]
+  const line = (row: readonly string[]) =>
+    row
+      .map((cell, i) => (i === 0 ? cell.padEnd(22) : cell.padStart(i === 1 ? 6 : 10)))
+      .join('')
+      .trimEnd()
+  return `\n${name}: ${ms.toFixed(3)} ms a ${run}, ${tokensPerSecond.toFixed(1)} tokens/s, ${percent(limitShare)} of the limit\n${rows.map(line).join('\n')}`
+}
+
+const profileText = (found: Profile) =>
+  [
+    `${found.package} (${found.model}) on ${found.device}`,
+    ceilingsText(found.ceilings),
+    ...found.scenarios.map(scenarioText),
+  ].join('\n')
+
+async function write(options: Options, path: string | undefined, content: () => string): Promise<void> {
+  if (path === undefined) return
+  await writeFile(path, content()).catch((cause: Error) => {
+    throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)
+  })
+  log(options, `wrote ${path}`)
 }
 
 export const benchCommand = new Command('bench')
   .description('measure prefill and decode')
   .argument('<package>')
   .option('--prompt <n>', 'tokens of a prompt', integer(1), 512)
-  .option('--generate <n>', 'tokens to generate', integer(1), 64)
-  .option('--batch <list>', 'numbers of sequences', integers, [1, 8])
+  .option('--context <n>', 'tokens of a sequence before it decodes; default: the prompt', integer(1))
+  .option('--generate <n>', 'steps to decode', integer(1), 64)
+  .option('--batch, --sequences <list>', 'numbers of sequences', integers, [1, 8])
   .option('--repeats <n>', 'runs a cell, after one warm-up', integer(1), 3)
+  .option('--step-tokens <n>', 'most tokens of one step', integer(1))
   .option('--backend <name>', 'cpu, reference, null', 'cpu')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
+  .option('--profile', 'show by opcode where the time goes, and how near that is to the limits of the machine')
+  .option('--svg <file>', 'with --profile: draw it')
+  .option('--html <file>', 'with --profile: draw it on a page with the numbers, by instruction too')
   .action((path: string, options: Options) =>
     finish(async () => {
-      const bar = progress(options, 'bench')
-      const { backend, isa, threads, prompt, generate, repeats, batch: batches } = options
-      const report = await bench(path, {
+      const { backend, isa, threads, prompt, context, generate, repeats, sequences: batches, stepTokens } = options
+      if (!options.profile && (options.svg !== undefined || options.html !== undefined))
+        throw fail('USAGE', { reason: '--svg and --html draw a profile: add --profile' })
+      const wanted: BenchOptions = {
         backend,
         prompt,
         generate,
         repeats,
         batches,
-        onProgress: bar,
+        onProgress: progress(options, 'bench'),
         ...(isa && { isa }),
         ...(threads && { threads }),
-      })
-      const cell = (value: number, digits = 0) => value.toFixed(digits).padStart(9)
-      const rows = report.decode.map((d, index) => {
-        const p = report.prefill[index]!
-        return `${cell(d.batch)}${cell(p.tokensPerSecond)}${cell(d.tokensPerSecond)}  [${d.spread.low.toFixed(0)} to ${d.spread.high.toFixed(0)}]${cell(d.msPerStep, 2)}${cell(d.gigabytesPerSecond, 1)}`
-      })
-      const text = [
-        `${report.model} on ${report.device}: weights ${mebibytes(report.weightsBytes)}, state ${report.stateBytesPerToken} B a token, peak ${mebibytes(report.peakBytes)}`,
-        `load ${report.loadMs.toFixed(0)} ms, ${report.launchesPerStep} launches a step; prompt ${prompt}, generate ${generate}, tokens/s`,
-        '    batch  prefill   decode  [p10 to p90]  ms/step     GB/s',
-        ...rows,
-      ].join('\n')
-      print(options, report, text)
+        ...(context && { context }),
+        ...(stepTokens && { stepTokens }),
+      }
+      if (options.profile) {
+        const found = await profile(path, wanted)
+        await write(options, options.svg, () => profileSvg(found))
+        await write(options, options.html, () => profileHtml(found))
+        print(options, found, profileText(found))
+      } else {
+        const report = await bench(path, wanted)
+        print(options, report, benchText(report, options))
+      }
       return true
     }),
   )

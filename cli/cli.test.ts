@@ -134,11 +134,32 @@ describe('ingot', () => {
       'peakBytes',
       'launchesPerStep',
       'loadMs',
+      'ceilings',
       'prefill',
       'decode',
     ])
+    expect(report.decode[0].readShare).toBeCloseTo(report.decode[0].gigabytesPerSecond / report.ceilings.read.median, 6)
+    expect(report.prefill[0].peakShare).toBeGreaterThan(0)
     expect(report.decode.map((cell: { batch: number }) => cell.batch)).toEqual([1, 2])
     expect(report.launchesPerStep).toBe(ingot('inspect', pkg, '--json').json().instructions.length)
+  })
+
+  it('bench --profile explains the time by opcode and instruction, and draws it', () => {
+    const svg = join(folder, 'profile.svg')
+    const html = join(folder, 'profile.html')
+    const sizes = ['--prompt', '16', '--context', '8', '--generate', '4', '--sequences', '1,2', '--repeats', '1']
+    const { status, stdout } = ingot('bench', pkg, '--profile', ...sizes, '--svg', svg)
+    expect(status).toBe(0)
+    expect(stdout).toMatch(/prefill 16: .*linear.*host \(JavaScript\).*decode 2 after 8: /s)
+    expect(readFileSync(svg, 'utf8')).toMatch(/^<svg /)
+    const { scenarios } = ingot('bench', pkg, '--profile', ...sizes, '--html', html, '--json').json()
+    expect(scenarios.length).toBe(3)
+    expect(scenarios[0].instructions.length).toBe(ingot('inspect', pkg, '--json').json().instructions.length)
+    expect(readFileSync(html, 'utf8')).toMatch(/<svg .*<table>/s)
+    const refused = ingot('bench', pkg, '--profile', '--backend', 'null', ...sizes, '--quiet')
+    expect(refused).toMatchObject({ status: 1, stderr: expect.stringMatching(/^ConfigError TALLY_MISSING: /) })
+    expect(ingot('bench', pkg, '--svg', svg)).toMatchObject({ status: 2 })
+    expect(ingot('doctor', '--probe', '--json').json().limits.read.median).toBeGreaterThan(0)
   })
 
   it('run streams the text, and says so as JSON', () => {

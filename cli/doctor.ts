@@ -1,5 +1,6 @@
 import { Command } from 'commander'
 import { addon } from '../abi/native.ts'
+import { type Ceilings, ceilings } from '../bench/ceilings.ts'
 import { backends } from '../compute/backends.ts'
 import { IngotError } from '../errors.ts'
 import { bold, finish, print, type Shared } from './terminal.ts'
@@ -13,9 +14,20 @@ function machine() {
   }
 }
 
+/** Limits on one line. */
+export function ceilingsText({ read, units, isa, threads }: Ceilings): string {
+  const rates = Object.entries(units).map(([name, { median }]) => `${name} ${median.toFixed(0)}`)
+  return `limits    ${isa}, ${threads} threads: read ${read.median.toFixed(1)} GB/s; ${rates.join(', ')} GOP/s`
+}
+
+interface Options extends Shared {
+  readonly probe?: boolean
+}
+
 export const doctorCommand = new Command('doctor')
   .description('show the machine, its instruction sets, and what each backend can do here, and why not')
-  .action((options: Shared) =>
+  .option('--probe', 'measure read bandwidth and matrix peak; takes some seconds')
+  .action((options: Options) =>
     finish(async () => {
       const here = machine()
       const rows = Object.values(backends).map((backend) => ({
@@ -33,9 +45,12 @@ export const doctorCommand = new Command('doctor')
         for (const { isa, reason } of here.unavailable) lines.push(`not       ${isa}: ${reason}`)
       }
       for (const { name, code, reason } of rows) lines.push(`${name.padEnd(10)}${code}${reason ? `: ${reason}` : ''}`)
+      const limits = options.probe ? await ceilings() : undefined
+      if (limits) lines.push(ceilingsText(limits))
+      const { version, platform, arch } = process
       print(
         options,
-        { node: process.version, platform: process.platform, arch: process.arch, machine: here, backends: rows },
+        { node: version, platform, arch, machine: here, backends: rows, ...(limits && { limits }) },
         lines.join('\n'),
       )
       return !('error' in here)
