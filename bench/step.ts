@@ -153,12 +153,10 @@ function decodeCell(model: Model, batch: number, context: number, times: readonl
  */
 export async function bench(path: string, options: BenchOptions): Promise<BenchReport> {
   const { prompt, generate, batches, repeats } = options
-  const limit = await ceilingsFor(options)
   const start = performance.now()
   await using model = await openForBench(path, options)
   const loadMs = performance.now() - start
-  const prefill: PrefillCell[] = []
-  const decode: DecodeCell[] = []
+  const measured: { batch: number; prefills: number[]; steps: number[] }[] = []
   const total = batches.length * (repeats + 1)
   let done = 0
   for (const batch of batches) {
@@ -173,9 +171,12 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
       prefills.push(prefillMs)
       steps.push(...stepMs)
     }
-    prefill.push(prefillCell(model, batch, prompt, prefills, limit))
-    decode.push(decodeCell(model, batch, contextOf(options) + Math.floor(generate / 2), steps, limit))
+    measured.push({ batch, prefills, steps })
   }
+  // Before the probe of the ceilings, whose buffer is larger than most models.
+  const peakBytes = process.resourceUsage().maxRSS * 1024
+  const limit = await ceilingsFor(options)
+  const context = contextOf(options) + Math.floor(generate / 2)
   options.onProgress?.(total, total, 'done')
   return {
     backend: options.backend,
@@ -183,11 +184,11 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
     model: model.info.model,
     weightsBytes: model.memory().weightsBytes,
     stateBytesPerToken: model.info.stateBytesPerToken,
-    peakBytes: process.resourceUsage().maxRSS * 1024,
+    peakBytes,
     launchesPerStep: model.stats().launchesPerStep,
     loadMs,
     ...(limit && { ceilings: limit }),
-    prefill,
-    decode,
+    prefill: measured.map(({ batch, prefills }) => prefillCell(model, batch, prompt, prefills, limit)),
+    decode: measured.map(({ batch, steps }) => decodeCell(model, batch, context, steps, limit)),
   }
 }
