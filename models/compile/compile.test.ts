@@ -135,7 +135,7 @@ describe('fusion', () => {
     expect(plan.instructions.filter(({ op }) => op === 'rms_norm').map(({ label }) => label)).toEqual(['norm'])
     const apart = await compile(golden('qwen3'), { fusions: { qkv: false } })
     const norms = apart.plan.instructions.filter(({ label }) => /^layers\.0\.[qkv]$/.test(label))
-    expect(norms.map(({ weights }) => apart.plan.tensors[weights[3]!]!.name)).toEqual(
+    expect(norms.map(({ weights }) => apart.plan.tensors[weights[4]!]!.name)).toEqual(
       new Array(3).fill('model.layers.0.input_layernorm.weight'),
     )
   })
