@@ -1,7 +1,7 @@
 /**
- * Holds the peer to an instruction set. Its package has one libggml-cpu-*.so for each, of which llama.cpp loads the best
- * that the machine can run; it looks in the working directory before its own folder. So a process whose working
- * directory links only some of them computes with the best of those. `device` of the answer says which one it was.
+ * Holds the peer to an instruction set. Its package has one libggml-cpu-*.so for each, and llama.cpp loads the best that
+ * the machine can run of those in a folder; peer.js hands it a folder of links to some of them. `device` of an answer
+ * says which one computed.
  */
 import { mkdir, rm, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -15,11 +15,12 @@ const libraries: Readonly<Record<string, readonly string[]>> = {
   amx: ['sapphirerapids'],
 }
 
-/** A working directory under `cache` for the peer; without `isa`, an empty one. Throws for an unknown name. */
-export async function peerDirectory(cache: string, binaries: string, isa: string): Promise<string> {
-  const names = isa === '' ? [] : libraries[isa]
+/** A folder under `cache` with links into `binaries`; empty without `isa`, when the peer chooses. Throws for an unknown name. */
+export async function peerLibraries(cache: string, binaries: string, isa: string): Promise<string> {
+  if (isa === '') return ''
+  const names = libraries[isa]
   if (!names) throw new Error(`--isa ${isa}: expected one of ${Object.keys(libraries)}`)
-  const folder = join(cache, `peer-${isa || 'any'}`)
+  const folder = join(cache, `peer-${isa}`)
   await rm(folder, { recursive: true, force: true })
   await mkdir(folder, { recursive: true })
   for (const name of names)

@@ -21,10 +21,9 @@ const prompts = (vocab: number) => randomPrompts(2, 12, vocab)
 
 export interface Setup {
   readonly cache: string
-  /** Where the peer runs: see peerDirectory. */
-  readonly cwd: string
   readonly threads: number
-  readonly isa: string
+  /** By side: see Task. */
+  readonly isa: Readonly<Record<Side, string>>
 }
 
 /** Root mean square of the error over the deviation of the logits, and the divergence of the distributions in nats. */
@@ -64,13 +63,13 @@ async function logitsOf(side: Side, artifact: Artifact, ids: number[][], setup: 
   const task: Task = {
     path: side === 'ingot' ? artifact.package : artifact.gguf,
     threads: setup.threads,
-    isa: side === 'ingot' ? setup.isa : '',
+    isa: setup.isa[side],
     vocab: artifact.config.vocab_size,
     seed: 1,
     seconds: 0,
     logits: { prompts: ids, out },
   }
-  await runTask(side, task, setup.cwd)
+  await runTask(side, task)
   const { buffer, byteOffset, byteLength } = await readFile(out)
   await rm(out)
   return new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength))

@@ -16,9 +16,23 @@ import {
 
 const task = JSON.parse(process.argv[2])
 const greedy = { temperature: 0, yieldEogToken: true }
-let openContexts = 0
+
+/**
+ * node-llama-cpp tells its addon to load the best library of its own folder; it is told to load that of `folder`
+ * instead, see isa.ts.
+ */
+function holdTo(folder) {
+  const { dlopen } = process
+  process.dlopen = (module, ...rest) => {
+    dlopen.call(process, module, ...rest)
+    const { exports } = module
+    if (exports.loadBackends)
+      module.exports = Object.create(exports, { loadBackends: { value: (path) => exports.loadBackends(path && folder) } })
+  }
+}
 
 const load = async () => {
+  if (task.isa) holdTo(task.isa)
   const llama = await getLlama({
     gpu: false,
     build: 'never',
@@ -33,9 +47,8 @@ const load = async () => {
  * A batch runs at once when every sequence has asked for a token; the timer serves prompts. By default it would run with
  * whoever asked first and leave one sequence behind, so this is the peer at its best.
  */
-const contextOf = (model, { sequences, context }) => {
-  openContexts++
-  return model.createContext({
+const contextOf = (model, { sequences, context }) =>
+  model.createContext({
     sequences,
     contextSize: context + generatedTokens({ sequences, context }),
     batchSize: Math.max(STEP_TOKENS, sequences),
@@ -44,7 +57,6 @@ const contextOf = (model, { sequences, context }) => {
     batching: { dispatchSchedule: (dispatch) => setTimeout(dispatch, sequences === 1 ? 0 : 50) },
     ignoreMemorySafetyChecks: true,
   })
-}
 
 async function firstToken(sequence, ids) {
   await sequence.clearHistory()

@@ -13,10 +13,10 @@ const programs: Readonly<Record<Side, string>> = {
 /** Longest that one measurement may take: a context of 8,192 tokens on two slow cores. */
 const TIMEOUT_MS = 15 * 60_000
 
-/** The process's answer. Rejects with what it wrote to stderr when it fails. `cwd`: see peerDirectory. */
-export function runTask(side: Side, task: Task, cwd: string): Promise<Answer> {
+/** The process's answer. Rejects with what it wrote to stderr when it fails. */
+export function runTask(side: Side, task: Task): Promise<Answer> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [programs[side], JSON.stringify(task)], { cwd, timeout: TIMEOUT_MS })
+    const child = spawn(process.execPath, [programs[side], JSON.stringify(task)], { timeout: TIMEOUT_MS })
     const [out, errors]: [string[], string[]] = [[], []]
     child.stdout.on('data', (data) => out.push(String(data)))
     child.stderr.on('data', (data) => errors.push(String(data)))

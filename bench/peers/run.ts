@@ -12,7 +12,7 @@ import { open } from '../../index.ts'
 import { type Ceilings, ceilings } from '../ceilings.ts'
 import { chart } from './chart.ts'
 import type { Format } from './convert.ts'
-import { peerDirectory } from './isa.ts'
+import { peerLibraries } from './isa.ts'
 import { readOptions } from './options.ts'
 import { checkParity, lossesOf, type Setup } from './parity.ts'
 import { type Artifact, artifactOf, checkpointOf, peersFolder } from './prepare.ts'
@@ -87,10 +87,9 @@ async function measure({ model, format, ...artifact }: Prepared, name: ScenarioN
   const order: readonly Side[] = round % 2 === 0 ? ['ingot', 'peer'] : ['peer', 'ingot']
   for (const side of order) {
     const path = side === 'ingot' ? artifact.package : artifact.gguf
-    const own = side === 'ingot' ? isa : ''
     const vocab = artifact.config.vocab_size
-    const task: Task = { path, threads: setup.threads, isa: own, vocab, seed: 1 + round, seconds, scenario }
-    const answer = await runTask(side, task, setup.cwd)
+    const task: Task = { path, threads: setup.threads, isa: setup.isa[side], vocab, seed: 1 + round, seconds, scenario }
+    const answer = await runTask(side, task)
     found.push({ model, format, scenario: name, round, side, answer })
   }
   return found
@@ -99,10 +98,10 @@ async function measure({ model, format, ...artifact }: Prepared, name: ScenarioN
 const cpu = (cpus()[0]?.model ?? 'unknown').replace(/\s+/g, ' ').trim()
 const version = await peerVersion()
 const binaries = join(peersFolder(), 'node_modules', '@node-llama-cpp', 'linux-x64', 'bins', 'linux-x64')
-const cwd = await peerDirectory(cache, binaries, isa)
+const libraries = await peerLibraries(cache, binaries, isa)
 const probe = () => ceilings({ threads: options.threads, isa })
 const probes: Ceilings[] = [await probe()]
-const setup: Setup = { cache, cwd, threads: probes[0]!.threads, isa }
+const setup: Setup = { cache, threads: probes[0]!.threads, isa: { ingot: isa, peer: libraries } }
 const prepared = await prepare()
 if (options.prepare) process.exit(0)
 

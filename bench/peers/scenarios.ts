@@ -61,6 +61,7 @@ export interface Task {
   /** Package folder or GGUF file. */
   readonly path: string
   readonly threads: number
+  /** Ours: instruction set, the best when empty. The peer's: folder of its libraries; see peerLibraries. */
   readonly isa: string
   readonly vocab: number
   readonly seed: number
