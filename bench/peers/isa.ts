@@ -10,6 +10,7 @@ import { join } from 'node:path'
 const libraries: Readonly<Record<string, readonly string[]>> = {
   portable: ['x64'],
   avx2: ['haswell'],
+  avx2_vnni: ['alderlake'],
   avx512: ['skylakex'],
   avx512_vnni: ['cascadelake', 'cooperlake', 'icelake', 'zen4'],
   amx: ['sapphirerapids'],

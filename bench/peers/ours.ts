@@ -69,9 +69,11 @@ async function measure(scenario: Scenario): Promise<Answer> {
   const samples = { start: async () => [firstTokenMs / 1000], prefill, decode }
   const measured = await samples[scenario.kind](model, scenario)
   const memory = parseMemory(readFileSync('/proc/self/status', 'utf8'))
-  const { stateBytes } = model.memory()
+  const { stateBytesPerToken: stateTokenBytes } = model.info
+  const stateTokens = model.memory().stateBytes / stateTokenBytes
   const { description: device } = model.device
-  return { device, openMs, firstTokenMs, samples: measured, ...(single && { single }), stateBytes, memory }
+  const times = { openMs, firstTokenMs, samples: measured, ...(single && { single }) }
+  return { device, ...times, stateTokens, stateTokenBytes, memory }
 }
 
 async function writeLogits({ prompts, out }: NonNullable<Task['logits']>): Promise<{ device: string }> {

@@ -114,9 +114,9 @@ async function measure(scenario) {
   if (scenario.kind === 'prefill') samples = await prefill(sequences[0], scenario)
   if (scenario.kind === 'decode') samples = await decode(sequences, scenario)
   const memory = parseMemory(readFileSync('/proc/self/status', 'utf8'))
-  const cells = context.getAllocatedContextSize()
+  const stateTokens = context.getAllocatedContextSize()
   const device = `llama.cpp ${library()}, ${context.currentThreads} threads`
-  return { device, openMs, firstTokenMs, samples, single, stateCells: cells, memory }
+  return { device, openMs, firstTokenMs, samples, single, stateTokens, memory }
 }
 
 /** The logits of every token of every prompt, as the model gives them (no filter, temperature 0). */

@@ -134,7 +134,7 @@ async function save(): Promise<string> {
     goalTable(rows),
     ...(parity ? ['## Parity', parityTable(subjects), '## Loss per token of storyteller-7m', lossTable(quality)] : []),
   ].join('\n\n')
-  const machine = `${cpu} ${setup.threads} ${isa}${options.quick ? ' quick' : ''}`
+  const machine = [cpu, setup.threads, isa, ...models, layers && `${layers} layers`].filter(Boolean).join(' ')
   const slug = machine
     .toLowerCase()
     .replace(/\(r\)|\(tm\)|@.*?ghz/g, '')

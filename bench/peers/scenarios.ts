@@ -83,9 +83,9 @@ export interface Answer {
   readonly samples: readonly number[]
   /** Steps of one sequence alone. */
   readonly single?: readonly number[]
-  /** State taken, in bytes or in tokens. */
-  readonly stateBytes?: number
-  readonly stateCells?: number
+  /** Tokens of state that memory is taken for; bytes of one where they are not 16 bits an element. */
+  readonly stateTokens: number
+  readonly stateTokenBytes?: number
   readonly memory: Memory
 }
 

@@ -16,7 +16,8 @@ const answer = (samples: number[], single?: number[]): Answer => ({
   firstTokenMs: 30,
   samples,
   ...(single && { single }),
-  stateBytes: 1e6,
+  stateTokens: 1000,
+  stateTokenBytes: 1000,
   memory: { resident: 1.101e9, anonymous: 1e8, file: 1e9 },
 })
 const measurement = (side: Side, round: number, scenario: Measurement['scenario'], found: Answer): Measurement => ({
@@ -55,7 +56,7 @@ describe('rows', () => {
 
   it('give the share of the read bandwidth: weights and state over time', () => {
     const [row] = rowsOf(subject, decode.slice(0, 2), peaks)
-    expect(row!.peer.share).toBeCloseTo((1e9 + 16.5 * 32_768) / 0.04 / 100e9)
+    expect(row!.peer.share).toBeCloseTo((1e9 + 16.5 * 1000) / 0.04 / 100e9)
   })
 
   it('give the share of the matrix peak', () => {

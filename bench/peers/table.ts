@@ -89,9 +89,11 @@ function figureOf({ kind, sequences, context }: Scenario, { samples, firstTokenM
   return (kind === 'prefill' ? context : sequences) / median(samples)
 }
 
+const tokenBytes = (config: ModelConfig, { stateTokenBytes }: Answer) => stateTokenBytes ?? stateBytesPerToken(config)
+
 /** Bytes that a decode step reads: weights, and the state of every sequence in the middle of the measurement. */
-const stepBytes = ({ config, bytes }: Subject, side: Side, { sequences, context }: Scenario, { samples }: Answer) =>
-  bytes[side].step + stateBytesPerToken(config) * sequences * (context + samples.length / 2)
+const stepBytes = ({ config, bytes }: Subject, side: Side, { sequences, context }: Scenario, answer: Answer) =>
+  bytes[side].step + tokenBytes(config, answer) * sequences * (context + answer.samples.length / 2)
 
 function shareOf(subject: Subject, side: Side, scenario: Scenario, answer: Answer, peaks: Peaks): number | undefined {
   const seconds = median(answer.samples)
@@ -104,8 +106,7 @@ function shareOf(subject: Subject, side: Side, scenario: Scenario, answer: Answe
 
 function figures(subject: Subject, side: Side, scenario: Scenario, answers: readonly Answer[], peaks: Peaks) {
   const shares = answers.flatMap((answer) => shareOf(subject, side, scenario, answer, peaks) ?? [])
-  const state = ({ stateBytes, stateCells = 0 }: Answer) =>
-    stateBytes ?? stateCells * stateBytesPerToken(subject.config)
+  const state = (answer: Answer) => answer.stateTokens * tokenBytes(subject.config, answer)
   const over = (answer: Answer) => answer.memory.resident - subject.bytes[side].weights - state(answer)
   const ratios = answers.flatMap(({ samples, single }) => (single ? [median(samples) / median(single)] : []))
   return {
