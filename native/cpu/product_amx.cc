@@ -21,7 +21,7 @@ constexpr size_t kPassRows = 512;
 constexpr size_t kFewRows = 64;       // up to here a step is bound by memory: weights are prefetched, in two streams
 constexpr size_t kTilePrefetchBytes = 2048;
 // Rows from which a tile product beats vectors: fewer leave most of a tile empty.
-constexpr size_t kLeastRows = 5;
+constexpr size_t kLeastRows = 5, kLeastInt4Rows = 9;
 
 // Palette 1, eight tiles. Static: the compiler does not see that the instruction reads it.
 struct TileConfig {
@@ -228,10 +228,10 @@ Packed pack(Int8Tiles, const Context& context, const Input& x, size_t chunk_step
   return p;
 }
 
-// Where a thread works: sums of a panel's blocks, and weights that do not lie ready.
+// Where a thread works.
 struct TileWorkspace {
-  float* sums;        // [pair of output tiles][32 rows] of Sums
-  std::byte* weights; // two output tiles of a chunk
+  float* sums;         // of a panel: [pair of output tiles][32 rows] of Sums
+  std::byte* weights;  // that do not lie ready: two output tiles of a chunk, twice
 };
 
 template <class Tiles>
@@ -244,7 +244,7 @@ class TileProduct {
         x_(pack(Tiles{}, context, x, few_ && halves_ ? kFewChunkSteps : kChunkSteps)) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     const size_t pass_rows = x_.rows < kPassRows ? round_up(x_.rows, 2 * kRows) : kPassRows;
-    const size_t sums = kPanelTiles / 2 * (pass_rows / (2 * kRows)), chunk = 2 * kChunkSteps * kTileBytes;
+    const size_t sums = kPanelTiles / 2 * (pass_rows / (2 * kRows)), chunk = 4 * kChunkSteps * kTileBytes;
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) {
       workspaces[i] = {context.scratch.take<float>(sums * sizeof(Sums<float>) / sizeof(float)),
@@ -288,12 +288,11 @@ class TileProduct {
     return buffer;
   }
 
-  // What the steps of one pair of tiles ask for, over `blocks` blocks of rows: what the next pair and chunk read.
-  void look_ahead(Steps& s, Range tiles, size_t tile, Range rows, size_t begin, size_t steps, size_t blocks) const {
-    if (few_) {
-      s.weights_ahead = ready_ ? kTilePrefetchBytes : 0;
-      return;
-    }
+  static size_t blocks_of(Range rows) { return ceil_div(rows.end - rows.begin, 2 * kRows); }
+
+  // What the steps of one pair of tiles ask for: what the next pair and chunk read.
+  void look_ahead(Steps& s, Range tiles, size_t tile, Range rows, size_t begin, size_t steps) const {
+    const size_t blocks = blocks_of(rows);
     const size_t after = begin + steps < x_.steps ? begin + steps : 0;
     const bool last = tile + 2 >= tiles.end;
     const size_t next = !last ? tile + 2 : after ? tiles.begin : tiles.end, from = last ? after : begin;
@@ -306,25 +305,61 @@ class TileProduct {
     s.next[2] = {x_.tiles + x_.offset(rows.begin, after) + pair * pair_steps * bytes, bytes};
   }
 
-  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
-    const size_t blocks = ceil_div(rows.end - rows.begin, 2 * kRows), chunk_steps = x_.chunk_steps;
-    for (size_t begin = 0; begin < x_.steps; begin += chunk_steps) {
-      const size_t steps = x_.steps - begin < chunk_steps ? x_.steps - begin : chunk_steps;
+  // The steps of a pair of tiles; `slot` of two tells apart what is being read from what is being prepared.
+  Steps pair_steps(Range tiles, size_t tile, size_t begin, size_t steps, size_t slot, const TileWorkspace& w) const {
+    Steps s{};
+    std::byte* buffer = w.weights + slot * 2 * kChunkSteps * kTileBytes;
+    for (size_t t = 0; t < 2 && tile + t < tiles.end; ++t) {
+      s.weights[t] = weights(tile + t, begin, steps, buffer + t * kChunkSteps * kTileBytes);
+    }
+    return s;
+  }
+
+  size_t steps_from(size_t begin) const {
+    return x_.steps - begin < x_.chunk_steps ? x_.steps - begin : x_.chunk_steps;
+  }
+
+  // Few rows pass a pair of tiles at a time; the weights of a chunk are prepared while tiles multiply the last.
+  void few_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    Steps s = pair_steps(tiles, tiles.begin, 0, steps_from(0), 0, w);
+    for (size_t begin = 0; begin < x_.steps; begin += x_.chunk_steps) {
+      const size_t steps = steps_from(begin), after = begin + steps;
+      Steps next{};
+      if (after < x_.steps) {
+        next = pair_steps(tiles, tiles.begin, after, steps_from(after), after / x_.chunk_steps % 2, w);
+      }
+      s.weights_ahead = ready_ ? kTilePrefetchBytes : 0;
+      chunk_of_pair(tiles, tiles.begin, rows, begin, steps, s, w);
+      s = next;
+    }
+  }
+
+  void many_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    for (size_t begin = 0; begin < x_.steps; begin += x_.chunk_steps) {
+      const size_t steps = steps_from(begin);
       for (size_t t = tiles.begin; t < tiles.end; t += 2) {
-        const bool two = tiles.end - t > 1;
-        Steps s{};
-        s.weights[0] = weights(t, begin, steps, w.weights);
-        if (two) s.weights[1] = weights(t + 1, begin, steps, w.weights + kChunkSteps * kTileBytes);
-        look_ahead(s, tiles, t, rows, begin, steps, blocks);
-        for (size_t block = 0; block < blocks; ++block) {
-          const size_t row = rows.begin + block * 2 * kRows;
-          chunk(t, two, row, rows.end - row > kRows, begin, steps, s,
-                sums_of(w, (t - tiles.begin) / 2, blocks, block));
-          for (Ahead& next : s.next) next.at += steps * next.bytes;
-          s.weights_ahead = 0;
-        }
+        Steps s = pair_steps(tiles, t, begin, steps, 0, w);
+        look_ahead(s, tiles, t, rows, begin, steps);
+        chunk_of_pair(tiles, t, rows, begin, steps, s, w);
       }
     }
+  }
+
+  void chunk_of_pair(Range tiles, size_t tile, Range rows, size_t begin, size_t steps, Steps s,
+                     const TileWorkspace& w) const {
+    const size_t blocks = blocks_of(rows), pair = (tile - tiles.begin) / 2;
+    for (size_t block = 0; block < blocks; ++block) {
+      const size_t row = rows.begin + block * 2 * kRows;
+      chunk(tile, tiles.end - tile > 1, row, rows.end - row > kRows, begin, steps, s, sums_of(w, pair, blocks, block));
+      for (Ahead& next : s.next) next.at += steps * next.bytes;
+      s.weights_ahead = 0;
+    }
+  }
+
+  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
+    if (few_) few_rows(tiles, rows, w);
+    else many_rows(tiles, rows, w);
+    const size_t blocks = blocks_of(rows);
     for (size_t row = rows.begin; row < rows.end; ++row) {
       const size_t at = row - rows.begin;
       for (size_t t = tiles.begin; t < tiles.end; ++t) {
@@ -366,7 +401,8 @@ class TileProduct {
 
 bool amx_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                  const Matrix& out) {
-  if (x.rows < kLeastRows) return false;
+  const size_t least = factors.weight.dtype == DType::i4 ? kLeastInt4Rows : kLeastRows;
+  if (x.rows < least) return false;
   switch (factors.weight.dtype) {
     case DType::bf16: TileProduct<Bf16Tiles>(context, x, factors, epilogue, out); return true;
     case DType::i8:
