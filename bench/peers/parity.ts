@@ -49,6 +49,8 @@ export interface Parity {
 const mostError: Readonly<Record<Format, number>> = { bf16: 0.015, q8: 0.05, q4: 0.4 }
 /** Ours may err by as much more than the peer's. */
 const MOST_RATIO = 1.25
+/** Two independent errors, grown at most as the root of the depth; logits that have nothing in common are sqrt(2) apart. */
+const UNRELATED = 0.9
 /** Below this the ratio compares rounding noise. */
 const LEAST_ERROR = 0.01
 
@@ -103,9 +105,8 @@ export async function checkParity(name: ShapeName, format: Format, timed: Artifa
   const [ours, theirs] = [await logitsOf('ingot', timed, own, setup), await logitsOf('peer', timed, own, setup)]
   const between = distance(compareLogits(ours, theirs, timed.config.vocab_size))
   const near = ingot.error <= Math.max(LEAST_ERROR, MOST_RATIO * peer.error)
-  // two independent errors, at the depth of the timed model
   const depth = Math.sqrt(timed.config.num_hidden_layers / LAYERS)
-  const together = between.error <= 2 * depth * mostError[format]
+  const together = between.error <= Math.min(UNRELATED, Math.SQRT2 * depth * Math.max(ingot.error, peer.error))
   return { ingot, peer, timed: between, pass: near && ingot.error <= mostError[format] && together }
 }
 
