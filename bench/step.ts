@@ -63,7 +63,7 @@ const contextOf = ({ context, prompt }: BenchOptions) => context ?? prompt
 export function openForBench(path: string, options: BenchOptions): Promise<Model> {
   const { backend, isa, threads, prompt, generate, batches, stepTokens } = options
   const most = Math.max(...batches)
-  const budget = stepTokens ?? Math.max(256, most)
+  const budget = stepTokens ?? Math.max(512, most)
   const longest = Math.max(prompt, contextOf(options))
   // The first to decode goes on while the others' prompts are computed.
   const wait = most === 1 ? 0 : Math.ceil((most * longest) / budget) + most
