@@ -47,6 +47,9 @@ export const errors = {
   QUEUE_FULL: config('the queue holds {limit} requests already; retry later or open with a larger queueLimit'),
   MODEL_DISPOSED: config('{package} is disposed; open it again'),
   OUTPUT_MISSING: config('{package} has no output "{output}", which {method} needs; compile a model that has it'),
+  DRAFT_MISMATCH: config(
+    '{draft} cannot draft: its {thing} is {got}, that of the model {expected}; choose a draft of the same vocabulary',
+  ),
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
   TALLY_MISSING: config('backend "{backend}" does not count where its steps spend their time; use the cpu backend'),

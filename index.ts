@@ -7,14 +7,15 @@
  */
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
+import type { Runner } from './compute/device.ts'
 import { fail } from './errors.ts'
-import { capacity, type ModelOptions, modelShape } from './inference/capacity.ts'
-import { Model } from './inference/model.ts'
+import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape } from './inference/capacity.ts'
+import { type DraftParts, Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
-import { type Package, readPackage } from './models/package.ts'
+import { type Package, readPackage, TOKENIZER_FILE } from './models/package.ts'
 
 export type { StepTally, Tally } from './abi/native.ts'
 export type { DeviceInfo, MemoryUse } from './compute/device.ts'
@@ -25,6 +26,7 @@ export type { EngineStats } from './inference/engine.ts'
 export type { ChatOptions, ModelInfo, Prompt, RequestOptions } from './inference/model.ts'
 export { Model } from './inference/model.ts'
 export type { GenerateOptions } from './inference/sampling.ts'
+export type { SpeculationStats, SpeculativeOptions } from './inference/speculate.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
 export type { CompileOptions, CompileResult } from './models/compile.ts'
@@ -100,6 +102,27 @@ function tokenizerFiles(pkg: Package): TokenizerFiles | undefined {
   return tokenizerJson === undefined ? undefined : { tokenizer: tokenizerJson, config, chatTemplate }
 }
 
+/** SHA-256 of the tokenizer; undefined: the package has none. */
+const tokenizerHash = ({ manifest }: Package) => manifest.files.find(({ path }) => path === TOKENIZER_FILE)?.sha256
+
+/** Throws DRAFT_MISMATCH unless a token id means the same to both. */
+function assertSameVocabulary(model: Package, draft: Package): void {
+  const refuse = (thing: string, expected: unknown, got: unknown) =>
+    fail('DRAFT_MISMATCH', { draft: draft.path, thing, expected, got })
+  if (draft.plan.vocab !== model.plan.vocab) throw refuse('vocabulary', model.plan.vocab, draft.plan.vocab)
+  const [expected, got] = [tokenizerHash(model), tokenizerHash(draft)]
+  if (expected !== got) throw refuse(TOKENIZER_FILE, expected ?? 'none', got ?? 'none')
+}
+
+type OpenRunner = (pkg: Package, sizes: Capacity) => Promise<Runner>
+
+/** Opens the package that drafts for `model`, for the same sequences. */
+async function openDraft(pkg: Package, model: Package, target: Capacity, openRunner: OpenRunner): Promise<DraftParts> {
+  assertSameVocabulary(model, pkg)
+  const own = draftCapacity(pkg.plan, target, pkg.path)
+  return { runner: await openRunner(pkg, own), capacity: own }
+}
+
 /**
  * Opens a package: checks its bytes, proves its plan, links it with the kernels of the backend and takes the memory for
  * `maxSlots` sequences of `contextTokens`. Throws ConfigError, PlanError or DeviceError; nothing stays open on failure.
@@ -120,12 +143,17 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const device = backendOf(backend)
   const pkg = await readPackage(path, { integrity })
   const fixed = capacity(pkg.plan, sizes, path)
-  const { limits, blocks, slots } = fixed
-  const runner = await device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
+  const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
+    device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
+  const runner = await openRunner(pkg, fixed)
+  let draft: DraftParts | undefined
   try {
-    if (deterministic && !runner.info.deterministic)
+    const { draft: draftPath } = sizes.speculative ?? {}
+    if (draftPath !== undefined)
+      draft = await openDraft(await readPackage(draftPath, { integrity }), pkg, fixed, openRunner)
+    if ((deterministic || fixed.speculation) && !runner.info.deterministic)
       throw fail('OPTION_INVALID', {
-        option: 'deterministic',
+        option: deterministic ? 'deterministic' : 'speculative',
         expected: 'a backend whose outputs do not depend on the batch',
         got: backend,
       })
@@ -135,11 +163,13 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       hash: pkg.planHash,
       path,
       capacity: fixed,
+      draft,
       integrity: pkg.integrity,
       tokenizer: tokenizerFiles(pkg),
       generation: generationDefaults(pkg),
     })
   } catch (error) {
+    draft?.runner.dispose()
     runner.dispose()
     throw error
   }

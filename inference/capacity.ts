@@ -4,6 +4,7 @@ import type { StepLimits } from '../abi/step.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { invalid, parseOptions } from './options.ts'
 import { MAX_LOGIT_BIAS } from './sampling.ts'
+import { assertRewinds, type Speculation, type SpeculativeOptions, speculativeSchema } from './speculate.ts'
 import { type StateNeeds, stateNeeds } from './state.ts'
 
 export interface ModelOptions {
@@ -11,9 +12,9 @@ export interface ModelOptions {
   maxSlots?: number | undefined
   /** Longest sequence, prompt and output. Default: what the model allows, at most 4096. */
   contextTokens?: number | undefined
-  /** Token budget of one step, prompts and outputs together. Default 256. */
+  /** Token budget of one step, prompts, outputs and guesses together. Default: at least 256. */
   maxTokensPerStep?: number | undefined
-  /** Rows of logits of one step. Default: at least maxSlots, up to 64 while they stay under 8 MiB. */
+  /** Rows of logits of one step. Default: one a slot and guess, or up to 64 while they stay under 8 MiB. */
   maxRows?: number | undefined
   /** Requests that may wait for a slot before generate() fails with QUEUE_FULL. Default 1024. */
   queueLimit?: number | undefined
@@ -25,6 +26,8 @@ export interface ModelOptions {
   stateBytes?: number | undefined
   /** Most prompt tokens that one sequence computes in a step. Default: the token budget. */
   prefillChunk?: number | undefined
+  /** Guess tokens and verify many in one step: the same output in fewer steps. Default: don't. */
+  speculative?: SpeculativeOptions | undefined
   /** For tests: every n steps the latest sequence that has progressed is preempted. */
   preemptEvery?: number | undefined
 }
@@ -46,6 +49,7 @@ export const modelShape = {
   blocks: count(1, MAX_BLOCKS),
   stateBytes: count(1, Number.MAX_SAFE_INTEGER),
   prefillChunk: count(1, 2 ** 20),
+  speculative: speculativeSchema,
   preemptEvery: count(1, 2 ** 31),
 }
 const modelSchema = z.strictObject(modelShape)
@@ -54,10 +58,11 @@ export interface Capacity {
   readonly contextTokens: number
   readonly maxSlots: number
   readonly queueLimit: number
-  /** Most tokens of one sequence in a step. */
+  /** Most tokens of one sequence in a step, guesses not counted. */
   readonly chunk: number
   readonly prefixCache: boolean
   readonly preemptEvery: number
+  readonly speculation: Speculation | undefined
   readonly needs: StateNeeds
   /** With the three below: what Backend.open asks for. */
   readonly limits: StepLimits
@@ -74,9 +79,16 @@ export function capacity(plan: ExecutionPlan, options: unknown, path: string): C
     throw invalid('contextTokens', `at most ${plan.maxContext}, the context of the model`, contextTokens)
   }
   const needs = stateNeeds(plan, contextTokens, path)
+  const speculation = given.speculative && speculationOf(given.speculative)
+  if (speculation) assertRewinds(plan, needs, speculation.tokens, 'a model')
+  const verified = maxSlots * (1 + (speculation?.tokens ?? 0))
   const leastTokens = Math.max(maxSlots, needs.wholeSequences ? contextTokens : 1)
-  const tokens = atLeast('maxTokensPerStep', given.maxTokensPerStep ?? Math.max(256, leastTokens), leastTokens)
-  const rows = atLeast('maxRows', given.maxRows ?? defaultRows(plan, maxSlots), maxSlots)
+  const tokens = atLeast(
+    'maxTokensPerStep',
+    given.maxTokensPerStep ?? Math.max(256, leastTokens, verified),
+    leastTokens,
+  )
+  const rows = atLeast('maxRows', given.maxRows ?? defaultRows(plan, verified), maxSlots)
   const blocksPerSequence = Math.ceil(contextTokens / needs.blockTokens)
   const prefixCache = (given.prefixCache ?? true) && needs.prefixReuse
   // A full context whose blocks are all cached copies its last one before it gives the cached one back.
@@ -89,6 +101,7 @@ export function capacity(plan: ExecutionPlan, options: unknown, path: string): C
     chunk: needs.wholeSequences ? tokens : Math.min(given.prefillChunk ?? tokens, tokens),
     prefixCache,
     preemptEvery: given.preemptEvery ?? 0,
+    speculation,
     needs,
     limits: {
       tokens,
@@ -118,9 +131,26 @@ function blockCount(
   return Math.floor((bytes - fixed) / needs.bytesPerBlock)
 }
 
-/** Rows beyond one a slot only serve `logits()`; their copies out of the step must not hold the event loop. */
-function defaultRows(plan: ExecutionPlan, maxSlots: number): number {
-  return Math.max(maxSlots, Math.min(64, Math.floor(2 ** 21 / plan.vocab)))
+/** Of the draft model that guesses for a model of `target`: room for the same sequences. Throws OPTION_INVALID. */
+export function draftCapacity(plan: ExecutionPlan, target: Capacity, path: string): Capacity {
+  const { contextTokens, maxSlots, limits, speculation } = target
+  if (plan.maxContext < contextTokens) {
+    const expected = `a draft with a context of ${contextTokens}, that of the model (or lower contextTokens)`
+    throw invalid('speculative', expected, plan.maxContext)
+  }
+  const options = { contextTokens, maxSlots, maxTokensPerStep: limits.tokens, maxRows: maxSlots, prefixCache: false }
+  const own = capacity(plan, options, path)
+  assertRewinds(plan, own.needs, speculation!.tokens, 'a draft')
+  return own
+}
+
+function speculationOf({ draft, tokens }: { draft?: string | undefined; tokens: number }): Speculation {
+  return { by: draft === undefined ? 'lookup' : 'draft', tokens }
+}
+
+/** Rows beyond those that sample only serve `logits()`; their copies out of the step must not hold the event loop. */
+function defaultRows(plan: ExecutionPlan, sampling: number): number {
+  return Math.max(sampling, Math.min(64, Math.floor(2 ** 21 / plan.vocab)))
 }
 
 function atLeast(option: string, value: number, least: number): number {

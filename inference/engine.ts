@@ -15,12 +15,14 @@ import type { Runner } from '../compute/device.ts'
 import { fail, IngotError } from '../errors.ts'
 import { BlockPool } from './blocks.ts'
 import type { Capacity } from './capacity.ts'
+import type { Draft } from './draft.ts'
 import { aborted, watch } from './lifetime.ts'
 import { pack } from './pack.ts'
 import { PrefixCache } from './prefix-cache.ts'
 import { Request, type Work } from './request.ts'
 import { type Assignment, type Policy, schedule } from './scheduler.ts'
 import { SlotPool } from './slots.ts'
+import { accepted, lookUp, mayGuess, type SpeculationStats } from './speculate.ts'
 
 /** Words of one RowResult: token, logprob, then the alternatives. */
 export const ROW_WORDS = ROW_RESULT_BYTES / 4
@@ -31,7 +33,7 @@ const TURN_MS = 2
 export interface EngineStats {
   readonly steps: number
   readonly failedSteps: number
-  /** Tokens computed, recomputed ones included. */
+  /** Tokens computed, recomputed ones and wrong guesses included. */
   readonly tokens: number
   readonly sampledTokens: number
   /** Kernels that the last step launched; constant in batch size. */
@@ -48,11 +50,14 @@ export interface EngineStats {
   readonly hostMicrosecondsPerStep: number
   /** Mean time that the backend reports. */
   readonly deviceMicrosecondsPerStep: number
+  /** Where the model was opened with it. */
+  readonly speculation?: SpeculationStats
 }
 
 export class Engine {
   readonly capacity: Capacity
   readonly #runner: Runner
+  readonly #draft: Draft | undefined
   readonly #vocab: number
   readonly #hidden: number
   readonly #policy: Policy
@@ -80,14 +85,22 @@ export class Engine {
     prefixHits: 0,
     prefixTokens: 0,
     preemptions: 0,
+    proposed: 0,
+    accepted: 0,
     hostMs: 0,
     deviceMicroseconds: 0,
   }
 
-  /** `widths`: elements of a row of logits and of the hidden output. */
-  constructor(runner: Runner, capacity: Capacity, widths: { readonly vocab: number; readonly hidden: number }) {
+  /** `widths`: elements of a row of logits and of the hidden output. `draft`: where guesses come from one. */
+  constructor(
+    runner: Runner,
+    capacity: Capacity,
+    widths: { readonly vocab: number; readonly hidden: number },
+    draft?: Draft,
+  ) {
     const { limits, needs } = capacity
     this.#runner = runner
+    this.#draft = draft
     this.capacity = capacity
     this.#vocab = widths.vocab
     this.#hidden = widths.hidden
@@ -130,7 +143,7 @@ export class Engine {
   }
 
   stats(): EngineStats {
-    const { hostMs, deviceMicroseconds, ...counts } = this.#count
+    const { hostMs, deviceMicroseconds, proposed, accepted, ...counts } = this.#count
     const steps = Math.max(1, counts.steps + counts.failedSteps)
     const { total, used, free, idle } = this.#pool
     return {
@@ -140,6 +153,19 @@ export class Engine {
       blocks: { total: total - 1, used, free, cached: idle },
       hostMicrosecondsPerStep: (hostMs * 1000) / steps,
       deviceMicrosecondsPerStep: deviceMicroseconds / Math.max(1, counts.steps),
+      ...(this.capacity.speculation && { speculation: this.#speculationStats() }),
+    }
+  }
+
+  #speculationStats(): SpeculationStats {
+    const { proposed, accepted } = this.#count
+    const { steps, microseconds } = this.#draft ?? { steps: 0, microseconds: 0 }
+    return {
+      proposed,
+      accepted,
+      acceptance: accepted / Math.max(1, proposed),
+      draftSteps: steps,
+      draftMicrosecondsPerStep: microseconds / Math.max(1, steps),
     }
   }
 
@@ -162,6 +188,9 @@ export class Engine {
   async #run(): Promise<void> {
     this.#settledAt = this.#turnAt = performance.now()
     while (this.#running.length > 0 || this.#waiting.length > 0) {
+      const drafted = this.capacity.speculation && this.#guess()
+      if (drafted) await drafted
+      if (this.#running.length + this.#waiting.length === 0) break
       const batch = this.#begin()
       if (batch.length === 0) continue
       const result = this.#result
@@ -171,6 +200,25 @@ export class Engine {
       else this.#rollBack(batch, error)
     }
     this.#loop = undefined
+  }
+
+  /** Writes guesses behind the known tokens of all requests that have use for some. */
+  #guess(): Promise<void> | undefined {
+    for (const request of this.#running) lookUp(request)
+    const requests = this.#draft ? this.#running.filter(mayGuess) : []
+    return requests.length > 0 ? this.#guessByDraft(this.#draft!, requests) : undefined
+  }
+
+  async #guessByDraft(draft: Draft, requests: readonly Request[]): Promise<void> {
+    const started = performance.now()
+    try {
+      await draft.propose(requests, (step) => this.#drive(step))
+    } catch (cause) {
+      this.#count.failedSteps++
+      const error = cause instanceof IngotError ? cause : stepFailed(cause)
+      for (const request of requests) this.cancel(request, error)
+    }
+    this.#settledAt += performance.now() - started
   }
 
   /** Schedules, reserves and packs. A fault here is the engine's own: it ends every request rather than leave one hanging. */
@@ -192,13 +240,17 @@ export class Engine {
     const started = performance.now()
     this.#count.hostMs += started - this.#settledAt
     try {
-      const step = this.#runner.step(this.#step, result)
-      if (started - this.#turnAt < TURN_MS) await step
-      else await Promise.all([step, this.#turn()])
+      await this.#drive(this.#runner.step(this.#step, result))
       return undefined
     } catch (cause) {
       return cause instanceof IngotError ? cause : stepFailed(cause)
     }
+  }
+
+  /** Awaits a step of the model or its draft. */
+  async #drive(step: Promise<void>): Promise<void> {
+    if (performance.now() - this.#turnAt < TURN_MS) await step
+    else await Promise.all([step, this.#turn()])
   }
 
   /** While a step runs, whatever waits on the event loop gets its turn. */
@@ -273,12 +325,25 @@ export class Engine {
       this.#settle(sequence)
       this.#count.tokens += tokens
       if (!sequence.done) {
-        sequence.computed += tokens
+        const wrong = this.#verify(sequence, tokens, result, row)
+        sequence.computed += tokens - wrong
         this.#register(sequence)
-        this.#deliver(sequence, result, row, rows)
+        this.#deliver(sequence, result, row, rows - wrong)
       }
       row += rows
     }
+  }
+
+  /** How many of the `tokens` that a step computed are guesses to drop: from the first on that was not sampled. */
+  #verify(request: Request, tokens: number, result: ResultView, row: number): number {
+    const proposed = Math.max(0, request.computed + tokens - request.known)
+    request.proposed = 0
+    if (proposed === 0) return 0
+    const right = accepted(request, proposed, result, row)
+    request.guesses!.settle(proposed, right)
+    this.#count.proposed += proposed
+    this.#count.accepted += right
+    return proposed - right
   }
 
   /** The requests of a rejected step fail and return all they hold; nobody else notices. */
@@ -356,6 +421,7 @@ export class Engine {
     this.#running.splice(this.#running.indexOf(request), 1)
     this.#vacate(request)
     request.computed = 0
+    request.proposed = 0
     request.registered = 0
     request.entry = undefined
     request.matchedAt = -1

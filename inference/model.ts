@@ -5,11 +5,13 @@ import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
 import { type ErrorDetails, fail } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
 import type { Capacity } from './capacity.ts'
+import { Draft } from './draft.ts'
 import { Engine, type EngineStats } from './engine.ts'
 import { type Lifetime, within } from './lifetime.ts'
 import { invalid, parseOptions } from './options.ts'
 import type { Output } from './request.ts'
 import { type GenerateOptions, type GenerationDefaults, generateShape, requestShape, sampling } from './sampling.ts'
+import { Guesses } from './speculate.ts'
 import { Generation, type Prepared } from './stream.ts'
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from './text/chat-template.ts'
 import { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerFiles } from './text/tokenizer.ts'
@@ -39,8 +41,15 @@ export interface ModelParts {
   readonly integrity: ModelInfo['integrity']
   /** Of this plan; see capacity(). */
   readonly capacity: Capacity
+  /** Where the capacity speculates by a draft; opened with its own capacity, see draftCapacity(). */
+  readonly draft?: DraftParts | undefined
   readonly tokenizer?: TokenizerFiles | undefined
   readonly generation: GenerationDefaults
+}
+
+export interface DraftParts {
+  readonly runner: Runner
+  readonly capacity: Capacity
 }
 
 export interface ModelInfo {
@@ -75,6 +84,7 @@ export class Model {
   readonly device: DeviceInfo
   readonly plan: ExecutionPlan
   readonly #runner: Runner
+  readonly #draft: Runner | undefined
   readonly #path: string
   readonly #engine: Engine
   readonly #defaults: GenerationDefaults
@@ -84,15 +94,21 @@ export class Model {
   #disposal: Promise<void> | undefined
 
   /** Throws PACKAGE_INVALID for tokenizer files that cannot be read; the runner is then the caller's to dispose. */
-  constructor({ runner, plan, hash, integrity, path, capacity, tokenizer, generation }: ModelParts) {
+  constructor({ runner, plan, hash, integrity, path, capacity, draft, tokenizer, generation }: ModelParts) {
     this.#runner = runner
+    this.#draft = draft?.runner
     this.plan = plan
     this.#path = path
     this.#defaults = generation
     this.#tokenizer = tokenizer && new Tokenizer(tokenizer, path)
     this.#template = this.#tokenizer && ChatTemplate.of(this.#tokenizer, tokenizer?.chatTemplate, path)
     this.#eosTokens = new Set(generation.eosTokens.length > 0 ? generation.eosTokens : this.#tokenizerEos())
-    this.#engine = new Engine(runner, capacity, { vocab: plan.vocab, hidden: plan.hidden })
+    this.#engine = new Engine(
+      runner,
+      capacity,
+      { vocab: plan.vocab, hidden: plan.hidden },
+      draft && new Draft(draft.runner, draft.capacity),
+    )
     this.device = runner.info
     this.info = {
       path,
@@ -202,9 +218,18 @@ export class Model {
     return this.#engine.stats()
   }
 
+  /** Of the model, and of its draft where it has one. */
   memory(): MemoryUse {
     this.#assertOpen()
-    return this.#runner.memory()
+    const own = this.#runner.memory()
+    if (!this.#draft) return own
+    const draft = this.#draft.memory()
+    return {
+      weightsBytes: own.weightsBytes + draft.weightsBytes,
+      arenaBytes: own.arenaBytes + draft.arenaBytes,
+      stateBytes: own.stateBytes + draft.stateBytes,
+      scratchBytes: own.scratchBytes + draft.scratchBytes,
+    }
   }
 
   /**
@@ -238,6 +263,7 @@ export class Model {
   async #dispose(): Promise<void> {
     await Promise.all([this.#engine.dispose(), this.#tokenizer?.dispose()])
     this.#runner.dispose()
+    this.#draft?.dispose()
   }
 
   async #prepare(prompt: Prompt, options: unknown, where: string, encoding?: EncodeOptions): Promise<Prepared> {
@@ -246,6 +272,9 @@ export class Model {
     const choice = sampling(options, this.#defaults, this.plan.vocab, where)
     this.#assertOutput('tokens', where)
     if (choice.stop.length > 0) this.#requireTokenizer()
+    const { speculation } = this.#engine.capacity
+    if (choice.speculative && !speculation)
+      throw invalid('speculative', 'a model that was opened with speculative', choice.speculative)
     const { signal, deadlineMs } = choice
     const ids = await this.#encode(prompt, { signal, deadlineMs, since }, encoding)
     return {
@@ -254,6 +283,7 @@ export class Model {
       maxTokens: Math.min(choice.maxTokens, this.info.contextTokens - ids.length),
       eosTokens: this.#eosTokens,
       tokenizer: this.#tokenizer,
+      guesses: speculation && choice.speculative !== false ? new Guesses(speculation) : undefined,
     }
   }
 

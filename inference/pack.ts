@@ -1,8 +1,8 @@
-/** Writes a batch into the step buffer (abi/step.ts). Allocates nothing: it runs once a step. */
+/** Writes a batch into the step buffer (abi/step.ts). It runs once a step and allocates next to nothing. */
 import { biasEntry, type ResultOffsets, type StepView, sampleFlags, sampleParams, stepHeader } from '../abi/step.ts'
-import type { Output, Request } from './request.ts'
+import type { Output, Work } from './request.ts'
 import type { Sampling } from './sampling.ts'
-import type { Assignment } from './scheduler.ts'
+import type { Assignment, Sequence } from './scheduler.ts'
 
 const word = stepHeader.word
 const param = sampleParams.word
@@ -12,6 +12,15 @@ const flags: Record<Output, number> = {
   token: sampleFlags.sample,
   logits: sampleFlags.logits,
   hidden: sampleFlags.hidden,
+}
+
+/** What packing needs of a sequence. */
+export interface Packed extends Sequence {
+  readonly tokens: Int32Array
+  readonly slot: number
+  /** 0, or the block that the last of `blocks` is copied from first. */
+  readonly copySource: number
+  readonly work: Work
 }
 
 /** Counts of the step under construction. */
@@ -28,7 +37,7 @@ interface Cursor {
 /** `resets`: the plan has states that a new sequence needs zeroed. */
 export function pack(
   step: StepView,
-  batch: readonly Assignment<Request>[],
+  batch: readonly Assignment<Packed>[],
   resets: boolean,
   offsets: ResultOffsets,
 ): void {
@@ -50,7 +59,7 @@ export function pack(
 function packSequence(
   step: StepView,
   cursor: Cursor,
-  { sequence, tokens, rows }: Assignment<Request>,
+  { sequence, tokens, rows }: Assignment<Packed>,
   index: number,
   resets: boolean,
 ): void {
@@ -72,7 +81,17 @@ function packSequence(
     cursor.copies++
   }
   if (resets && sequence.computed === 0) step.resetSlots[cursor.resets++] = sequence.slot
-  for (let row = tokens - rows; row < tokens; row++) packRow(step, cursor, sequence, start + row)
+  if (rows === 0) return
+  const slices = packSlices(step, cursor, sequence, end)
+  for (let row = tokens - rows; row < tokens; row++) {
+    packRow(step, cursor, sequence, start + row, sequence.computed + row + 1, slices)
+  }
+}
+
+/** Where the rows of one sequence find their biases and history, which each reads up to its own position. */
+interface Slices {
+  readonly history: number
+  readonly biases: number
 }
 
 /** A row of the block table; what is beyond the sequence points at the dump. */
@@ -83,22 +102,57 @@ function packBlocks(step: StepView, blocks: readonly number[], index: number): v
   step.blockTable.fill(0, row + blocks.length, row + width)
 }
 
-function packRow(step: StepView, cursor: Cursor, request: Request, token: number): void {
+function packSlices(step: StepView, cursor: Cursor, { work, tokens }: Packed, end: number): Slices {
+  const { history, biases } = cursor
+  const { sampling } = work
+  if (!sampling) return { history, biases }
+  if (penalises(sampling)) {
+    step.historyIds.set(tokens.subarray(0, end), history)
+    cursor.history += end
+  }
+  for (let i = 0; i < sampling.biasTokens.length; i++) {
+    const entry = BIAS_WORDS * cursor.biases++
+    step.biasEntries[entry + biasEntry.word.token] = sampling.biasTokens[i]!
+    step.biasEntriesF32[entry + biasEntry.word.bias] = sampling.biasValues[i]!
+  }
+  return { history, biases }
+}
+
+function penalises({ repetitionPenalty, presencePenalty, frequencyPenalty }: Sampling): boolean {
+  return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0
+}
+
+/** A row of `token`, the packed one, whose sequence has `length` tokens up to and with it. */
+function packRow(
+  step: StepView,
+  cursor: Cursor,
+  { work }: Packed,
+  token: number,
+  length: number,
+  slices: Slices,
+): void {
   const row = cursor.rows++
   const at = row * PARAM_WORDS
-  const { output, sampling } = request.work
+  const { output, sampling } = work
   step.rowToken[row] = token
   step.sampling.fill(0, at, at + PARAM_WORDS)
   step.sampling[at + param.flags] = flags[output]
   cursor.wanted |= flags[output]
-  if (sampling) packSampling(step, cursor, request, sampling, at)
+  if (sampling) packSampling(step, at, sampling, length, work.prompt.length, slices)
 }
 
-function packSampling(step: StepView, cursor: Cursor, request: Request, sampling: Sampling, at: number): void {
+function packSampling(
+  step: StepView,
+  at: number,
+  sampling: Sampling,
+  length: number,
+  prompt: number,
+  slices: Slices,
+): void {
   const { sampling: words, samplingF32: floats } = step
   words[at + param.seed_low] = sampling.seedLow
   words[at + param.seed_high] = sampling.seedHigh
-  words[at + param.position] = request.known
+  words[at + param.position] = length
   floats[at + param.temperature] = sampling.temperature
   words[at + param.top_k] = sampling.topK
   floats[at + param.top_p] = sampling.topP
@@ -107,18 +161,11 @@ function packSampling(step: StepView, cursor: Cursor, request: Request, sampling
   floats[at + param.presence_penalty] = sampling.presencePenalty
   floats[at + param.frequency_penalty] = sampling.frequencyPenalty
   words[at + param.top_logprobs] = Math.max(0, sampling.logprobs)
-  if (sampling.repetitionPenalty !== 1 || sampling.presencePenalty !== 0 || sampling.frequencyPenalty !== 0) {
-    words[at + param.history_start] = cursor.history
-    words[at + param.history_count] = request.known
-    words[at + param.history_prompt] = request.work.prompt.length
-    step.historyIds.set(request.tokens.subarray(0, request.known), cursor.history)
-    cursor.history += request.known
+  if (penalises(sampling)) {
+    words[at + param.history_start] = slices.history
+    words[at + param.history_count] = length
+    words[at + param.history_prompt] = prompt
   }
-  words[at + param.bias_start] = cursor.biases
+  words[at + param.bias_start] = slices.biases
   words[at + param.bias_count] = sampling.biasTokens.length
-  for (let i = 0; i < sampling.biasTokens.length; i++) {
-    const entry = BIAS_WORDS * cursor.biases++
-    step.biasEntries[entry + biasEntry.word.token] = sampling.biasTokens[i]!
-    step.biasEntriesF32[entry + biasEntry.word.bias] = sampling.biasValues[i]!
-  }
 }

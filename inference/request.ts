@@ -4,6 +4,7 @@ import type { Lifetime } from './lifetime.ts'
 import type { CachedBlock } from './prefix-cache.ts'
 import type { Sampling } from './sampling.ts'
 import type { Sequence } from './scheduler.ts'
+import type { Guesses } from './speculate.ts'
 
 /** What a row of the request is wanted for. */
 export type Output = 'token' | 'logits' | 'hidden'
@@ -23,6 +24,8 @@ export interface Work extends Lifetime {
   readonly sampling?: Sampling | undefined
   /** Most tokens that the request adds to its prompt. */
   readonly maxTokens: number
+  /** How its next tokens are guessed; absent: not at all. */
+  readonly guesses?: Guesses | undefined
   readonly sink: Sink
 }
 
@@ -30,9 +33,11 @@ export class Request implements Sequence {
   readonly arrival: number
   readonly work: Work
   readonly allRows: boolean
-  /** Prompt, then output. */
+  readonly guesses: Guesses | undefined
+  /** Prompt, then output, then guesses. */
   tokens: Int32Array
   known: number
+  proposed = 0
   computed = 0
   blocks: number[] = []
   copy = false
@@ -64,6 +69,7 @@ export class Request implements Sequence {
     this.arrival = arrival
     this.work = work
     this.allRows = work.output === 'logits'
+    this.guesses = work.guesses
     this.known = work.prompt.length
     this.tokens = work.prompt
   }

@@ -41,6 +41,8 @@ export interface GenerateOptions {
   ignoreEos?: boolean | undefined
   /** Report logprobs; a number asks for that many alternatives as well. */
   logprobs?: number | boolean | undefined
+  /** false: no tokens are guessed for this request. Default: as the model was opened. */
+  speculative?: boolean | undefined
   /** Ends the request within one step. */
   signal?: AbortSignal | undefined
   /** Milliseconds from now after which the request fails with DEADLINE_EXCEEDED. */
@@ -84,6 +86,7 @@ export const generateShape = {
     .union([z.boolean(), z.int().min(0).max(TOP_LOGPROBS)])
     .optional()
     .describe(`a boolean, or how many alternatives: an integer from 0 to ${TOP_LOGPROBS}`),
+  speculative: z.boolean().optional().describe('a boolean'),
   ...requestShape,
 }
 
@@ -109,6 +112,7 @@ export interface Sampling {
   readonly ignoreEos: boolean
   /** Alternatives to report; -1: no logprobs at all. */
   readonly logprobs: number
+  readonly speculative: boolean | undefined
   readonly signal: AbortSignal | undefined
   readonly deadlineMs: number | undefined
 }
@@ -152,6 +156,7 @@ export function sampling(options: unknown, defaults: GenerationDefaults, vocab: 
       given.logprobs === undefined || given.logprobs === false
         ? -1
         : Number(given.logprobs === true ? 0 : given.logprobs),
+    speculative: given.speculative,
     signal: given.signal,
     deadlineMs: given.deadlineMs,
   }

@@ -19,6 +19,7 @@ const make = (arrival: number, known: number, remaining: number, allRows = false
   blocks: [],
   copy: false,
   allRows,
+  proposed: 0,
   remaining,
   age: 0,
 })

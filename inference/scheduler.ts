@@ -9,6 +9,8 @@
  * what decodes leave over goes to the earliest prefill. Blocks go to the earliest arrival: when none is free it preempts
  * the latest arrived sequence, which returns to the queue at its place of arrival and recomputes its tokens later.
  *
+ * Guesses (speculate.ts) come last: they get what tokens, rows and free blocks are left, by arrival, and preempt nobody.
+ *
  * Nobody starves: the earliest running sequence is never preempted and advances in every step (one sequence always
  * fits in the pool), the queue is served strictly in order, and every sequence is finite.
  */
@@ -27,6 +29,8 @@ export interface Sequence {
   readonly copy: boolean
   /** Wants a row for every token instead of the last one only. */
   readonly allRows: boolean
+  /** Guessed tokens that follow the known ones. */
+  readonly proposed: number
 }
 
 export interface Resources {
@@ -41,7 +45,7 @@ export interface Policy {
   /** Budget of one step. */
   readonly tokens: number
   readonly rows: number
-  /** Most tokens of one sequence in a step. */
+  /** Most tokens of one sequence in a step, guesses not counted. */
   readonly chunk: number
   readonly blockTokens: number
   /** A sequence's tokens are computed in one step or not at all. */
@@ -50,7 +54,7 @@ export interface Policy {
 
 export interface Assignment<S extends Sequence> {
   readonly sequence: S
-  /** Tokens [computed, computed + tokens). */
+  /** Tokens [computed, computed + tokens); what of that is beyond the known ones is guesses. */
   readonly tokens: number
   /** Blocks to allocate, a copy of the last shared one not counted. */
   readonly blocks: number
@@ -125,15 +129,34 @@ export function schedule<S extends Sequence>(
     if (count > 0) grant(s, count)
   }
 
+  /** Adds guesses to what `s` computes, as far as what is left over allows. */
+  const extend = (s: S): void => {
+    const granted = batch.get(s)
+    if (!granted || s.proposed === 0 || granted.tokens < behind(s)) return
+    const held = s.blocks.length + granted.blocks
+    const room = (held + Math.max(0, free - promised)) * blockTokens - s.known
+    const extra = Math.min(s.proposed, tokens, rows, room)
+    if (extra <= 0) return
+    const blocks = Math.max(0, blocksFor(s.known + extra) - held)
+    batch.set(s, {
+      sequence: s,
+      tokens: granted.tokens + extra,
+      blocks: granted.blocks + blocks,
+      rows: granted.rows + extra,
+    })
+    free -= blocks
+    tokens -= extra
+    rows -= extra
+  }
+
   const decodes = running.filter((s) => behind(s) === 1)
   const prefills = running.filter((s) => behind(s) > 1)
   for (const s of [...decodes, ...prefills]) if (!preempted.includes(s)) advance(s)
-  if (preempted.length > 0 || waiting.length === 0) return { batch: [...batch.values()], admitted, preempted }
 
   /** Blocks that running sequences still need for what they know: not to be promised twice. */
   const held = (s: S) => s.blocks.length + (batch.get(s)?.blocks ?? 0)
   let promised = active.reduce((total, s) => total + Math.max(0, blocksFor(s.known) - held(s)), 0)
-  for (const s of waiting) {
+  for (const s of preempted.length > 0 ? [] : waiting) {
     if (admitted.length === resources.slots || tokens === 0) break
     const woken = s.blocks.filter((block) => resources.refs[block] === 0).length
     const taken = woken + (s.copy ? 1 : 0)
@@ -146,5 +169,6 @@ export function schedule<S extends Sequence>(
     promised += missing - batch.get(s)!.blocks
     admitted.push(s)
   }
+  for (const s of active) extend(s)
   return { batch: [...batch.values()], admitted, preempted }
 }

@@ -5,6 +5,7 @@ import { fail } from '../errors.ts'
 import { type Engine, ROW_WORDS } from './engine.ts'
 import type { Request } from './request.ts'
 import type { Sampling } from './sampling.ts'
+import type { Guesses } from './speculate.ts'
 import type { Detokenizer } from './text/detokenizer.ts'
 import { StopMatcher } from './text/stop.ts'
 import type { Tokenizer } from './text/tokenizer.ts'
@@ -40,6 +41,9 @@ export interface GenerationResult {
     readonly completionTokens: number
     /** Prompt tokens whose state came from the prefix cache. */
     readonly cachedTokens: number
+    /** Tokens that were guessed and verified, and those that were right; absent where nothing is guessed. */
+    readonly proposedTokens?: number
+    readonly acceptedTokens?: number
   }
   readonly timings: {
     /** In the queue, until the first step that computes part of the prompt. */
@@ -62,6 +66,7 @@ export interface Prepared {
   readonly maxTokens: number
   readonly eosTokens: ReadonlySet<number>
   readonly tokenizer: Tokenizer | undefined
+  readonly guesses: Guesses | undefined
 }
 
 type Finish = { readonly reason: FinishReason; readonly stopReason?: string | number }
@@ -142,7 +147,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
   async #start(prepare: () => Promise<Prepared>): Promise<void> {
     const prepared = await prepare()
     if (this.#ended) return
-    const { prompt, sampling, maxTokens, tokenizer } = prepared
+    const { prompt, sampling, maxTokens, tokenizer, guesses } = prepared
     this.#prepared = prepared
     this.#detokenizer = tokenizer?.detokenizer()
     this.#stops = new StopMatcher(sampling.stop)
@@ -157,7 +162,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
       failed: (error: unknown) => this.#fail(error),
     }
     const lifetime = { signal, deadlineMs, since: this.#startedAt }
-    this.#request = this.#engine.submit({ prompt, output: 'token', sampling, maxTokens, ...lifetime, sink })
+    this.#request = this.#engine.submit({ prompt, output: 'token', sampling, maxTokens, guesses, ...lifetime, sink })
   }
 
   /** Takes a sampled token; true when it is the last. */
@@ -223,7 +228,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
     for (const wake of this.#wakers.splice(0)) wake()
   }
 
-  #summary({ prompt, sampling }: Prepared, { reason, stopReason }: Finish): GenerationResult {
+  #summary({ prompt, sampling, guesses }: Prepared, { reason, stopReason }: Finish): GenerationResult {
     const endedAt = performance.now()
     const count = this.#events.length
     const decodeMs = endedAt - this.#firstAt
@@ -236,6 +241,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
         promptTokens: prompt.length,
         completionTokens: count,
         cachedTokens: this.#request?.cachedTokens ?? 0,
+        ...(guesses && { proposedTokens: guesses.proposed, acceptedTokens: guesses.accepted }),
       },
       timings: {
         queuedMs: this.#request ? this.#request.admittedAt - this.#startedAt : 0,
