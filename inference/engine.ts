@@ -370,6 +370,8 @@ export class Engine {
           this.#count.sampledTokens++
         }
         if (sink.row(result, row + i, position)) this.#end(request)
+        // Tokens behind the last one wanted are right, and nobody's.
+        if (request.done) return
       }
     } catch (error) {
       this.cancel(request, error)

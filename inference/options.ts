@@ -10,7 +10,7 @@ export function parseOptions<S extends z.ZodObject>(schema: S, where: string, va
   const parsed = schema.safeParse(value ?? {})
   if (parsed.success) return parsed.data
   const issue = parsed.error.issues[0]!
-  if (issue.code === 'unrecognized_keys') {
+  if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
     throw fail('OPTION_UNKNOWN', { option: issue.keys[0], where, known: Object.keys(schema.shape) })
   }
   const option = issue.path[0]

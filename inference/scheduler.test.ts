@@ -8,6 +8,7 @@ interface Fake extends Sequence {
   computed: number
   blocks: number[]
   remaining: number
+  proposed: number
   /** Steps since it arrived. */
   age: number
 }
@@ -33,6 +34,7 @@ class World {
   waiting: Fake[] = []
   finished: Fake[] = []
   preemptions = 0
+  guesses = 0
 
   constructor(policy: Policy, slots: number, blocks: number) {
     this.policy = policy
@@ -57,12 +59,16 @@ class World {
     for (const s of plan.admitted) this.admit(s)
     for (const { sequence, tokens, blocks, rows } of plan.batch) {
       expect(tokens).toBeGreaterThan(0)
-      expect(tokens).toBeLessThanOrEqual(this.policy.chunk)
+      const guesses = Math.max(0, sequence.computed + tokens - sequence.known)
+      expect(guesses).toBeLessThanOrEqual(sequence.proposed)
+      expect(tokens - guesses).toBeLessThanOrEqual(this.policy.chunk)
+      const held = sequence.blocks.length
       for (let i = 0; i < blocks; i++) sequence.blocks.push(this.pool.allocate())
-      expect(sequence.blocks.length).toBe(Math.ceil((sequence.computed + tokens) / this.policy.blockTokens))
-      sequence.computed += tokens
-      expect(rows).toBe(sequence.allRows ? tokens : Number(sequence.computed === sequence.known))
-      if (sequence.computed === sequence.known) this.sampled(sequence)
+      const needed = Math.ceil((sequence.computed + tokens) / this.policy.blockTokens)
+      expect(sequence.blocks.length).toBe(Math.max(held, needed))
+      sequence.computed += tokens - guesses
+      expect(rows).toBe(sequence.allRows ? tokens : Number(sequence.computed === sequence.known) + guesses)
+      if (sequence.computed === sequence.known) this.verified(sequence, guesses)
     }
     for (const s of [...this.running, ...this.waiting]) s.age++
     this.check()
@@ -80,9 +86,19 @@ class World {
     expect(this.running.pop()).toBe(s)
     for (const block of s.blocks.splice(0)) this.pool.release(block)
     s.computed = 0
+    s.proposed = 0
     this.waiting.push(s)
     this.waiting.sort((a, b) => a.arrival - b.arrival)
     this.preemptions++
+  }
+
+  /** Some of the guesses are right; then there are new ones, or none. */
+  verified(s: Fake, guesses: number): void {
+    const right = (s.arrival + s.age) % (guesses + 1)
+    this.guesses += guesses
+    s.computed += right
+    for (let i = 0; i <= right && this.running.includes(s); i++) this.sampled(s)
+    s.proposed = s.allRows ? 0 : Math.max(0, Math.min((s.arrival * 3 + s.age) % 6, s.remaining - 1))
   }
 
   sampled(s: Fake): void {
@@ -115,6 +131,7 @@ const request = fc.record({
 describe('schedule', () => {
   test('keeps every invariant and finishes every request in bounded steps', () => {
     let preemptions = 0
+    let guesses = 0
     const world = fc.record({
       slots: fc.integer({ min: 1, max: 5 }),
       blockTokens: fc.constantFrom(1, 4, 16),
@@ -143,10 +160,12 @@ describe('schedule', () => {
         }
         expect(w.pool.used).toBe(0)
         preemptions += w.preemptions
+        guesses += w.guesses
       }),
       { numRuns: 120 },
     )
     expect(preemptions).toBeGreaterThan(20)
+    expect(guesses).toBeGreaterThan(100)
   })
 
   test('the earliest sequence advances in every step', () => {
@@ -173,6 +192,29 @@ describe('schedule', () => {
       [2, 1],
       [3, 1],
       [0, 13],
+    ])
+  })
+
+  test('guesses get what all others leave, by arrival', () => {
+    const decodes = [0, 1].map((n) => ({ ...make(n, 9, 1), computed: 8, blocks: [n + 1, n + 11, n + 21], proposed: 5 }))
+    const tokens = (sequences: Fake[], more: Partial<Policy>, blocks = 99) =>
+      schedule(sequences, [], { ...resources, blocks }, { ...policy, ...more }).batch.map((a) => [a.tokens, a.blocks])
+    expect(tokens(decodes, {})).toEqual([
+      [6, 1],
+      [2, 0],
+    ])
+    expect(tokens(decodes, { rows: 99 })).toEqual([
+      [6, 1],
+      [6, 1],
+    ])
+    expect(tokens(decodes, { rows: 99 }, 0)).toEqual([
+      [4, 0],
+      [4, 0],
+    ])
+    expect(tokens([...decodes, make(2, 12, 1)], {})).toEqual([
+      [3, 0],
+      [1, 0],
+      [12, 3],
     ])
   })
 

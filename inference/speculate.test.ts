@@ -125,8 +125,8 @@ describe.each(['draft', 'lookup'] as const)('with %s, a request gives the output
     const { answers, stats, results } = await runAll(open(options), asked)
     expect(answers).toEqual(await expected())
     const { proposed, accepted, acceptance } = stats.speculation!
-    expect(accepted).toBeGreaterThan(20)
-    expect(proposed - accepted).toBeGreaterThan(20)
+    expect(accepted).toBeGreaterThan(10)
+    expect(proposed - accepted).toBeGreaterThan(10)
     expect(acceptance).toBe(accepted / proposed)
     const sum = (of: 'proposedTokens' | 'acceptedTokens') => results.reduce((n, { usage }) => n + usage[of]!, 0)
     expect([sum('proposedTokens'), sum('acceptedTokens')]).toEqual([proposed, accepted])
@@ -219,7 +219,7 @@ describe.each(['draft', 'lookup'] as const)('with %s, a request gives the output
         at + 1 < step.header[stepHeader.word.tokens]! && step.tokenSequence[at + 1] === step.tokenSequence[at]
       return guessed ? step.tokenIds[at + 1]! : token
     })
-    const drafts = draftCapacity(fakePlan(small), sizes.speculation ? sizes : sizes, 'draft.ingot')
+    const drafts = draftCapacity(fakePlan(small), sizes, 'draft.ingot')
     const draft = { runner: altered(new FakeRunner(fakePlan(small), drafts), mostlyRight(5)), capacity: drafts }
     const opened = openFake(options, small, { runner: gullible, ...(way === 'draft' && { draft }) })
     const { answers, stats } = await runAll(opened, asked)
