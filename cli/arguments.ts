@@ -1,5 +1,7 @@
 /** Parsers of command-line values; a value that does not fit is a usage error that names it. */
-import { InvalidArgumentError } from 'commander'
+import { InvalidArgumentError, Option } from 'commander'
+import { fail } from '../errors.ts'
+import type { SpeculativeOptions } from '../index.ts'
 
 export function integer(least: number): (text: string) => number {
   return (text) => {
@@ -14,6 +16,30 @@ export function number(text: string): number {
   const value = Number(text)
   if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('expected a number.')
   return value
+}
+
+export interface SpeculativeFlags {
+  readonly draft?: string
+  readonly lookup?: boolean
+  readonly guesses?: number
+}
+
+/** Options of commands that can speculate. */
+export const draftFlag = new Option(
+  '--draft <package>',
+  'guess tokens by a smaller model of the same vocabulary: the same output in fewer steps',
+)
+export const lookupFlag = new Option('--lookup', 'guess tokens by what followed the latest ones before')
+export const guessesFlag = new Option('--guesses <n>', 'most tokens guessed at once; default: 4').argParser(integer(1))
+
+/** What open() takes for them; undefined: none was given. Throws USAGE. */
+export function speculativeOf({ draft, lookup, guesses }: SpeculativeFlags): SpeculativeOptions | undefined {
+  if (draft !== undefined && lookup) throw fail('USAGE', { reason: '--draft and --lookup exclude each other' })
+  if (draft === undefined && !lookup) {
+    if (guesses === undefined) return undefined
+    throw fail('USAGE', { reason: '--guesses goes with --draft or --lookup' })
+  }
+  return { ...(lookup ? { lookup } : { draft }), ...(guesses && { tokens: guesses }) }
 }
 
 export const integers = (text: string): number[] => text.split(',').map(integer(1))

@@ -2,13 +2,22 @@ import { writeFile } from 'node:fs/promises'
 import { Command } from 'commander'
 import { type Profile, profile, type Scenario } from '../bench/profile.ts'
 import { outsideCells, percent, profileCells, profileHead, profileHtml, profileSvg } from '../bench/profile-chart.ts'
+import { benchSpeculation, type SpeculationReport } from '../bench/speculation.ts'
 import { type BenchOptions, type BenchReport, bench } from '../bench/step.ts'
 import { fail } from '../errors.ts'
-import { integer, integers } from './arguments.ts'
+import {
+  draftFlag,
+  guessesFlag,
+  integer,
+  integers,
+  lookupFlag,
+  type SpeculativeFlags,
+  speculativeOf,
+} from './arguments.ts'
 import { ceilingsText } from './doctor.ts'
 import { finish, log, mebibytes, print, progress, type Shared } from './terminal.ts'
 
-interface Options extends Shared {
+interface Options extends Shared, SpeculativeFlags {
   readonly prompt: number
   readonly context?: number
   readonly generate: number
@@ -35,6 +44,25 @@ function benchText(report: BenchReport, { prompt, generate }: Options): string {
     `load ${report.loadMs.toFixed(0)} ms, ${report.launchesPerStep} launches a step; prompt ${prompt}, ${generate} steps after ${report.decode[0]!.context - Math.floor(generate / 2)} tokens; tokens/s`,
     ...(report.ceilings ? [ceilingsText(report.ceilings)] : []),
     'sequences  prefill  of peak   decode  [p10 to p90]  ms/step     GB/s  of read',
+    ...rows,
+  ].join('\n')
+}
+
+function speculationText({ model, device, by, tokens, cells }: SpeculationReport): string {
+  const rows = cells.map(({ batch, acceptance, plain, speculative, ratio }) =>
+    [
+      String(batch),
+      percent(acceptance),
+      plain.median.toFixed(0),
+      speculative.median.toFixed(0),
+      `${ratio.median.toFixed(2)}  [${ratio.low.toFixed(2)} to ${ratio.high.toFixed(2)}]`,
+    ]
+      .map((cell, i) => cell.padStart(i === 4 ? 24 : 13))
+      .join(''),
+  )
+  return [
+    `${model} on ${device}: guesses by ${by}, at most ${tokens}; greedy, after text of its own; the same tokens both ways`,
+    '    sequences     accepted   plain tok/s  guessed tok/s   ratio  [p10 to p90]',
     ...rows,
   ].join('\n')
 }
@@ -84,6 +112,9 @@ export const benchCommand = new Command('bench')
   .option('--profile', 'show by opcode where the time goes, and how near that is to the limits of the machine')
   .option('--svg <file>', 'with --profile: draw it')
   .option('--html <file>', 'with --profile: draw it on a page with the numbers, by instruction too')
+  .addOption(draftFlag)
+  .addOption(lookupFlag)
+  .addOption(guessesFlag)
   .action((path: string, options: Options) =>
     finish(async () => {
       const { backend, isa, threads, prompt, context, generate, repeats, sequences: batches, stepTokens } = options
@@ -101,7 +132,12 @@ export const benchCommand = new Command('bench')
         ...(context && { context }),
         ...(stepTokens && { stepTokens }),
       }
-      if (options.profile) {
+      const speculative = speculativeOf(options)
+      if (speculative && options.profile) throw fail('USAGE', { reason: '--profile shows plain steps only' })
+      if (speculative) {
+        const report = await benchSpeculation(path, speculative, wanted)
+        print(options, report, speculationText(report))
+      } else if (options.profile) {
         const found = await profile(path, wanted)
         await write(options, options.svg, () => profileSvg(found))
         await write(options, options.html, () => profileHtml(found))

@@ -1,9 +1,17 @@
 import { Command } from 'commander'
-import { open } from '../index.ts'
-import { integer, number } from './arguments.ts'
+import { type GenerationResult, open } from '../index.ts'
+import {
+  draftFlag,
+  guessesFlag,
+  integer,
+  lookupFlag,
+  number,
+  type SpeculativeFlags,
+  speculativeOf,
+} from './arguments.ts'
 import { finish, log, print, type Shared } from './terminal.ts'
 
-interface Options extends Shared {
+interface Options extends Shared, SpeculativeFlags {
   readonly maxTokens: number
   readonly temperature?: number
   readonly seed?: number
@@ -11,6 +19,10 @@ interface Options extends Shared {
   readonly backend: string
   readonly isa?: string
   readonly threads?: number
+}
+
+function guessed({ proposedTokens, acceptedTokens }: GenerationResult['usage']): string {
+  return proposedTokens === undefined ? '' : ` (${acceptedTokens} of ${proposedTokens} guesses accepted)`
 }
 
 export const runCommand = new Command('run')
@@ -24,13 +36,18 @@ export const runCommand = new Command('run')
   .option('--backend <name>', 'cpu, reference', 'cpu')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
+  .addOption(draftFlag)
+  .addOption(lookupFlag)
+  .addOption(guessesFlag)
   .action((path: string, prompt: string, options: Options) =>
     finish(async () => {
+      const speculative = speculativeOf(options)
       await using model = await open(path, {
         backend: options.backend,
         maxSlots: 1,
         ...(options.isa && { isa: options.isa }),
         ...(options.threads && { threads: options.threads }),
+        ...(speculative && { speculative }),
       })
       const generation = {
         maxTokens: options.maxTokens,
@@ -60,7 +77,7 @@ export const runCommand = new Command('run')
         )
       log(
         options,
-        `${finishReason}; ${usage.completionTokens} tokens, ${timings.tokensPerSecond.toFixed(0)} tokens/s, ${model.device.description}`,
+        `${finishReason}; ${usage.completionTokens} tokens${guessed(usage)}, ${timings.tokensPerSecond.toFixed(0)} tokens/s, ${model.device.description}`,
       )
       return true
     }),
