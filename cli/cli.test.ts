@@ -172,6 +172,25 @@ describe('ingot', () => {
     expect(text).toBe(`${report.text}\n`)
     expect(report).toMatchObject({ finishReason: 'length', usage: { completionTokens: 12 } })
     expect(ingot('run', story, 'Spell the word Rome.', '--chat', '--temperature', '0').stdout.trim()).toBe('R-o-m-e')
+
+    const guessed = ingot('run', story, 'Once upon a time', ...options, '--draft', story, '--guesses', '3', '--json')
+    expect(guessed.json()).toMatchObject({
+      tokens: report.tokens,
+      usage: { proposedTokens: 8, acceptedTokens: 8 },
+    })
+    const sizes = ['--prompt', '8', '--generate', '12', '--batch', '1,2', '--repeats', '1']
+    const { cells } = ingot('bench', story, '--draft', story, ...sizes, '--json').json()
+    expect(cells).toMatchObject([
+      { batch: 1, acceptance: 1 },
+      { batch: 2, acceptance: 1 },
+    ])
+    expect(ingot('bench', story, '--lookup', ...sizes).stdout).toMatch(/guesses by lookup, at most 4/)
+    for (const wrong of [
+      ['--draft', story, '--lookup'],
+      ['--guesses', '2'],
+      ['--lookup', '--profile'],
+    ])
+      expect(ingot('bench', story, ...wrong)).toMatchObject({ status: 2, stderr: expect.stringMatching(/USAGE/) })
   })
 
   it.skipIf(!existsSync('/dev/full'))('says on one line that stdout cannot be written', () => {
