@@ -15,7 +15,7 @@ export interface Ceilings {
   readonly readPlain: Spread
   /** GOP/s (10^9; a multiply-add is two) of all threads: the best of the units that can do it. */
   readonly peak: Readonly<Record<Arithmetic, Spread>>
-  /** The same by unit: f32, i8 and bf16 vectors, i8_tile and bf16_tile of AMX. */
+  /** The same by unit that the instruction set has: f32, i8 and bf16 vectors, i8_tile and bf16_tile of AMX. */
   readonly units: Readonly<Record<string, Spread>>
 }
 

@@ -15,6 +15,7 @@ const pins = { auto: 'automatic', true: 'always', false: 'never' } as const
 const isaNames: Readonly<Record<string, string>> = {
   portable: 'portable C++',
   avx2: 'AVX2',
+  avx2_vnni: 'AVX2 with VNNI',
   avx512: 'AVX-512',
   avx512_vnni: 'AVX-512 VNNI',
   amx: 'AMX',

@@ -22,6 +22,7 @@ namespace ingot::cpu {
 INGOT_DECLARE(portable)
 #if defined(INGOT_HAS_avx2)
 INGOT_DECLARE(avx2)
+INGOT_DECLARE(avx2_vnni)
 INGOT_DECLARE(avx512)
 INGOT_DECLARE(avx512_vnni)
 INGOT_DECLARE(amx)
@@ -44,6 +45,7 @@ constexpr Feature kFeatures[] = {
     {"avx512dq", 7, 0, ebx, 17, kAvx512State},
     {"avx512bw", 7, 0, ebx, 30, kAvx512State},
     {"avx512vl", 7, 0, ebx, 31, kAvx512State},
+    {"avx_vnni", 7, 1, eax, 4, kAvxState},
     {"avx512_vnni", 7, 0, ecx, 11, kAvx512State},
     {"avx512_bf16", 7, 1, eax, 5, kAvx512State},
     {"amx_bf16", 7, 0, edx, 22, kAmxState},
@@ -110,13 +112,15 @@ std::vector<InstructionSet> detect() {
     sets.push_back({name, reason ? nullptr : &table, reason ? nullptr : &probes, reason});
   };
   const char* avx2 = missing({"avx2", "fma", "f16c"});
+  const char* avx2_vnni = avx2 ? avx2 : missing({"avx_vnni"});
   const char* avx512 = avx2 ? avx2 : missing({"avx512f", "avx512bw", "avx512dq", "avx512vl"});
-  const char* vnni = avx512 ? avx512 : missing({"avx512_vnni", "avx512_bf16"});
-  const char* amx = vnni ? vnni : missing({"amx_tile", "amx_int8", "amx_bf16"});
+  const char* vnni = avx512 ? avx512 : missing({"avx512_vnni"});
+  const char* amx = vnni ? vnni : missing({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
   if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
   add("amx", amx::table, amx::probes, amx);
   add("avx512_vnni", avx512_vnni::table, avx512_vnni::probes, vnni);
   add("avx512", avx512::table, avx512::probes, avx512);
+  add("avx2_vnni", avx2_vnni::table, avx2_vnni::probes, avx2_vnni);
   add("avx2", avx2::table, avx2::probes, avx2);
 #endif
   sets.push_back({"portable", &portable::table, &portable::probes, nullptr});

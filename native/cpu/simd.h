@@ -26,9 +26,6 @@ inline constexpr int kParts = 2;
 #else
 inline constexpr int kParts = 1;
 #endif
-#if defined(INGOT_ISA_avx512_vnni) || defined(INGOT_ISA_amx)
-#define INGOT_VNNI 1
-#endif
 
 inline constexpr size_t kLanes = 16;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -342,7 +339,7 @@ inline void store_sums(float* to, const Vec (&v)[kSums]) {
 // a sum starts at -8 x the activations.
 inline constexpr int32_t kNibbleOffset = 8;
 
-#if defined(INGOT_VNNI)
+#if defined(__AVX512VNNI__)
 // The instruction takes unsigned times signed: weights are offset by 128, and a sum starts at -128 x the activations.
 inline constexpr int32_t kQuadOffset = 128;
 struct Quads { __m512i w; };
@@ -354,6 +351,28 @@ inline Quads load_nibbles(const uint8_t* p) {
 }
 inline Ints dot(Ints sum, Quads w, int32_t activations) {
   return {{(IntPart)_mm512_dpbusd_epi32((__m512i)sum.p[0], w.w, _mm512_set1_epi32(activations))}};
+}
+#elif defined(__AVXVNNI__)
+inline constexpr int32_t kQuadOffset = 128;
+struct Quads { __m256i w[2]; };
+inline Quads load_quads(const int8_t* p) {
+  Quads quads;
+  for (int i = 0; i < 2; ++i) quads.w[i] = _mm256_xor_si256(peek<__m256i>(p + i * 32), _mm256_set1_epi8(-128));
+  return quads;
+}
+template <int Half>
+inline Quads load_nibbles(const uint8_t* p) {
+  Quads quads;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i biased = _mm256_xor_si256(peek<__m256i>(p + i * 32), _mm256_set1_epi8(-120));
+    quads.w[i] = _mm256_and_si256(Half ? _mm256_srli_epi16(biased, 4) : biased, _mm256_set1_epi8(15));
+  }
+  return quads;
+}
+inline Ints dot(Ints sum, Quads w, int32_t activations) {
+  const __m256i a = _mm256_set1_epi32(activations);
+  for (int i = 0; i < 2; ++i) sum.p[i] = (IntPart)_mm256_dpbusd_avx_epi32((__m256i)sum.p[i], w.w[i], a);
+  return sum;
 }
 #elif !defined(INGOT_ISA_portable)
 inline constexpr int32_t kQuadOffset = 0;
@@ -420,8 +439,10 @@ inline Ints dot(Ints sum, Weights w, int32_t activations) {
 inline Ints load_ints(const int8_t* p) { INGOT_EACH_INT(widen(p + i * 16 / kParts)); }
 // sum + a * b for a and b in 16 bits.
 inline Ints add_product16(Ints sum, Ints a, Ints b) {
-#if defined(INGOT_VNNI)
+#if defined(__AVX512VNNI__)
   return {{(IntPart)_mm512_dpwssd_epi32((__m512i)sum.p[0], (__m512i)a.p[0], (__m512i)(b.p[0] & 0xffff))}};
+#elif defined(__AVXVNNI__)
+  INGOT_EACH_INT((IntPart)_mm256_dpwssd_avx_epi32((__m256i)sum.p[i], (__m256i)a.p[i], (__m256i)(b.p[i] & 0xffff)));
 #elif defined(INGOT_ISA_avx2)
   INGOT_EACH_INT(sum.p[i] + (IntPart)_mm256_madd_epi16((__m256i)a.p[i], (__m256i)(b.p[i] & 0xffff)));
 #elif defined(INGOT_ISA_avx512)
