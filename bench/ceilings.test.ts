@@ -9,11 +9,7 @@ describe('ceilings', () => {
     for (const isa of available) {
       const found = await ceilings({ isa, threads: 1 })
       expect(found).toMatchObject({ isa, threads: 1 })
-      const units = [
-        'f32',
-        'i8',
-        ...(isa === 'amx' ? ['bf16', 'bf16_tile', 'i8_tile'] : []),
-      ]
+      const units = ['f32', 'i8', ...(isa === 'amx' ? ['bf16', 'bf16_tile', 'i8_tile'] : [])]
       expect(Object.keys(found.units)).toEqual(units)
       for (const { low, median, samples } of [found.read, found.readPlain, ...Object.values(found.units)]) {
         expect(samples).toBeGreaterThan(4)
