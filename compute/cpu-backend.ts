@@ -105,6 +105,7 @@ async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
 
 export const cpuBackend: Backend = {
   name: 'cpu',
+  table: cpuTable,
   unavailable() {
     try {
       addon()

@@ -157,3 +157,9 @@ export const ACCUMULATION = 8
 
 /** Error of a float32 angle p * inv_freq, in radians: one rounding of the product, and as much in the reduction. */
 export const angle = (position: number) => 2 * roundoff.f32 * position
+
+/**
+ * What an output owes where the reference's is NaN or infinite. `same`: the same of the three; `not finite`: any of
+ * them; `row`: its row holds anything. Whatever the rule, an output that the reference finds finite is bounded as ever.
+ */
+export type NonFinite = 'same' | 'not finite' | 'row'
