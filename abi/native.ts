@@ -59,6 +59,8 @@ export interface NativeModelOptions {
   readonly blocks: number
   /** Slots of every fixed state, dump slot included. */
   readonly slots: number
+  /** For checks: sentinels around registers and states, NaN in what nothing has written. */
+  readonly guard?: boolean
 }
 
 /** Native failures carry a stable code of errors.ts and its details; compute/ turns them into typed errors. */
@@ -102,6 +104,8 @@ export interface NativeModel {
   setTally(on: boolean): void
   /** What was counted since; null: off. */
   tally(): Tally | null
+  /** What the last step wrote and was not to write; null: opened without `guard`. Throws while a step runs. */
+  sentinels(): string[] | null
   memory(): {
     readonly weightsBytes: number
     readonly arenaBytes: number

@@ -85,6 +85,10 @@ class CpuRunner implements Runner {
     return this.model.tally() ?? undefined
   }
 
+  sentinels(): readonly string[] {
+    return this.model.sentinels() ?? []
+  }
+
   dispose(): void {
     this.disposed = true
     this.model.dispose()
@@ -93,12 +97,12 @@ class CpuRunner implements Runner {
 
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cpu', cpuTable, pkg, options)
-  const { threads, isa, limits, blocks, slots } = options
+  const { threads, isa, limits, blocks, slots, guard = false } = options
   const pin = pins[String(options.pin ?? 'auto') as keyof typeof pins]
   if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
     throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })
   const weights = await weightFiles(pkg)
-  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots })
+  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
   if ('code' in opened) throw errorOf(opened, pkg.path)
   return new CpuRunner(opened, pkg.path)
 }

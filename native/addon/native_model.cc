@@ -22,6 +22,7 @@ Napi::Function NativeModel::define(Napi::Env env) {
                       InstanceMethod<&NativeModel::write_state>("writeState"),
                       InstanceMethod<&NativeModel::set_tally>("setTally"),
                       InstanceMethod<&NativeModel::tally>("tally"),
+                      InstanceMethod<&NativeModel::sentinels>("sentinels"),
                       InstanceMethod<&NativeModel::memory>("memory"), InstanceMethod<&NativeModel::dispose>("dispose"),
                       InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads"),
                       InstanceAccessor<&NativeModel::pinning>("pinning")});
@@ -191,6 +192,15 @@ Napi::Value NativeModel::tally(const Napi::CallbackInfo& info) {
   object.Set("prefill", to_object(info.Env(), tally->phases[size_t(Phase::prefill)]));
   object.Set("decode", to_object(info.Env(), tally->phases[size_t(Phase::decode)]));
   return object;
+}
+
+Napi::Value NativeModel::sentinels(const Napi::CallbackInfo& info) {
+  if (!idle(info.Env())) return {};
+  if (!model_->guarded()) return info.Env().Null();
+  const auto faults = model_->sentinels();
+  auto array = Napi::Array::New(info.Env(), faults.size());
+  for (uint32_t i = 0; i < faults.size(); ++i) array.Set(i, faults[i]);
+  return array;
 }
 
 Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {

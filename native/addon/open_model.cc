@@ -42,6 +42,7 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
                     count(limits, "blocksPerSequence")};
   options.blocks = count(from, "blocks");
   options.slots = count(from, "slots");
+  options.guard = reader.property(from, "guard").ToBoolean();
   return options;
 }
 

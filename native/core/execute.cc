@@ -53,6 +53,7 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) 
     const auto start = std::chrono::steady_clock::now();
     StepView view;
     if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    if (guard_) guard_->before();
     Tally::Steps* const tally = count_step(tally_.get(), view.step);
     uint32_t launches = 0;
     {
@@ -67,6 +68,7 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) 
       write_results(view, pool);
       if (tally) tally->results += laps.lap();
     }
+    if (guard_) guard_->after(view);
     scratch_bytes_.store(scratch_.bytes(), std::memory_order_relaxed);
     const auto elapsed = std::chrono::steady_clock::now() - start;
     if (tally) tally->nanoseconds += uint64_t(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count());

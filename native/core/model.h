@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "guard.h"
 #include "kernel.h"
 #include "memory.h"
 #include "plan_view.h"
@@ -26,6 +27,7 @@ struct ModelOptions {
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
   bool pinned = false;  // each thread to a core of its own
+  bool guard = false;   // for checks: sentinels around registers and states
 };
 
 struct MemoryUse {
@@ -48,6 +50,10 @@ class Model {
   void set_tally(bool on);
   // nullptr: off. Not during a step.
   const Tally* tally() const { return tally_.get(); }
+
+  // Of a model opened with `guard`: what the last step wrote and was not to write. Not during a step.
+  std::span<const std::string> sentinels() const { return guard_ ? guard_->faults() : std::span<const std::string>(); }
+  bool guarded() const { return guard_ != nullptr; }
 
   // From any thread, also during a step.
   MemoryUse memory() const;
@@ -87,6 +93,7 @@ class Model {
   Scratch scratch_;
   std::atomic<uint64_t> scratch_bytes_{0};
   std::unique_ptr<Tally> tally_;
+  std::unique_ptr<Guard> guard_;  // nullptr: off
   const char* running_ = "";      // label of the running instruction, for faults
 };
 
