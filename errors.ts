@@ -84,6 +84,7 @@ export const errors = {
   RECORD_MISMATCH: plan(
     '{path} was recorded with {thing} {expected}, {package} has {got}; replay it with that package',
   ),
+  MATRIX_INVALID: plan('{path}: not a parity matrix: {field}: {reason}; make it again with "ingot parity --matrix"'),
   // the machine
   ADDON_MISSING: device('the native addon is not built ({reason}); run "npm run build"'),
   ISA_UNAVAILABLE: config('instruction set "{isa}" is not available on this machine; available: {available}'),

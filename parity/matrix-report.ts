@@ -44,6 +44,8 @@ export interface MatrixShape {
   readonly batch: number
   readonly chunk: number
   readonly generate: number
+  /** Whether every instruction is also judged alone, on its real operands. */
+  readonly judged: boolean
 }
 
 export interface Bounded {

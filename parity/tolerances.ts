@@ -211,3 +211,68 @@ export function aloneTolerance(
   const turned = op === 'attention' || op === 'rope' ? c * angle(position) : 0
   return c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32
 }
+
+/** rms of the logit errors of two backends on the same package, over the deviation of the logits; and its reason. */
+export const matrixTolerances = {
+  f32: { rms: goldenTolerances.float.f32.rms, reason: goldenTolerances.float.f32.reason },
+  f16: { rms: goldenTolerances.float.f16.rms, reason: goldenTolerances.float.f16.reason },
+  bf16: { rms: goldenTolerances.float.bf16.rms, reason: goldenTolerances.float.bf16.reason },
+  q8: { rms: sameWeights, reason: 'the same weights: int8 activations alone, as for q4 (`sameWeights`)' },
+  q4: { rms: sameWeights, reason: 'the same weights: int8 activations in 4 products a layer (`sameWeights`)' },
+  /** Added to the above, as a square, where keys and values are int8. */
+  q8State: {
+    rms: 0.053,
+    reason:
+      'half a step of 1/127 of a head whose largest is 2.9 rms, 0.66 %, for keys and for values of 8 layers: 0.0066 * sqrt(16) = 2.6 %, twice that where attention is sharp',
+  },
+  /** Factors on the rms. */
+  largest: { factor: 10, reason: 'the worst of 400 tokens is conditioned 12 times worse than the rms of all' },
+  tie: {
+    factor: 4,
+    reason: 'the difference of two logits errs by sqrt(2) times their rms: nearly 3 standard deviations',
+  },
+  bothRound: { factor: Math.SQRT2, reason: 'two backends that both round differ by the root of the sum of squares' },
+  kl: {
+    factor: 2,
+    reason:
+      'times the rms squared: half the variance of the errors under the distribution, at twice their rms where it is dense',
+  },
+  mismatch: {
+    share: 1e-3,
+    reason: 'beyond 4 times the allowed rms lies 1 of 16,000 of a normal distribution, and what the worst tokens add',
+  },
+  layer: {
+    factor: 10,
+    reason: 'the worst row of the residual stream, relative to itself: as the largest logit error to the rms of all',
+  },
+} as const
+
+export interface MatrixTolerance {
+  readonly rms: number
+  readonly maxAbs: number
+  readonly tie: number
+  readonly kl: number
+  readonly mismatch: number
+  /** Relative error of the worst row of the residual stream, behind any layer. */
+  readonly layer: number
+}
+
+/** What two backends of different arithmetic may be apart on `plan`, for expected logits of standard deviation `deviation`. */
+export function matrixTolerance(
+  plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
+  deviation: number,
+  bothRound: boolean,
+): MatrixTolerance {
+  const t = matrixTolerances
+  const state = plan.states.some(({ dtype }) => dtype === 'i8') ? t.q8State.rms : 0
+  const relative = Math.hypot(t[weightsClass(plan)].rms, state) * (bothRound ? t.bothRound.factor : 1)
+  const rms = relative * Math.max(1, deviation)
+  return {
+    rms,
+    maxAbs: t.largest.factor * rms,
+    tie: t.tie.factor * rms,
+    kl: t.kl.factor * rms * rms,
+    mismatch: t.mismatch.share,
+    layer: t.layer.factor * relative,
+  }
+}
