@@ -11,6 +11,7 @@ import { opCases } from './ops/cases.ts'
 import { deviation, runGuarded } from './ops/compare.ts'
 import { type ExpectedFailure, expectedFailures, expects } from './ops/expected.ts'
 import { Suite } from './ops/suite.ts'
+import { nonFiniteRules } from './tolerances.ts'
 
 /** A backend to judge. Another one, whatever it runs on, is another row. */
 export interface BackendRow {
@@ -97,7 +98,7 @@ const keyOf = (opCase: OpCase) => Object.values(cellOf(opCase)).join(' ')
 export function casesOf({ slice = 'full', ops = opNames }: ConformanceOptions): readonly OpCase[] {
   const counts = new Map<string, number>()
   return ops
-    .flatMap((op) => opCases[op] ?? [])
+    .flatMap((op) => opCases[op])
     .filter((opCase) => {
       const count = counts.get(keyOf(opCase)) ?? 0
       counts.set(keyOf(opCase), count + 1)
@@ -126,7 +127,12 @@ async function runCase(row: BackendRow, suite: Suite, opCase: OpCase): Promise<C
   const declared = table ? linkGaps(pkg.plan, table, row.options) : []
   try {
     const run = await runGuarded(row.backend, pkg, opCase.steps, { isa: row.isa ?? '', ...row.options })
-    const { worst, where } = deviation(expected, run.outputs, opCase.tolerance, 'same')
+    const { worst, where } = deviation(
+      await expected(),
+      run.outputs,
+      opCase.tolerance,
+      opCase.nonFinite ?? nonFiniteRules[opCase.op].rule,
+    )
     const reasons = [
       ...(declared.length ? [`declared unsupported, and it runs: ${declared.join('; ')}`] : []),
       ...(worst > 1 ? [`${worst === Infinity ? '' : `${worst.toPrecision(3)} times its bound: `}${where}`] : []),

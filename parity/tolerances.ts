@@ -162,9 +162,58 @@ export const angle = (position: number) => 2 * roundoff.f32 * position
 
 /**
  * What an output owes where the reference's is NaN or infinite. `same`: the same of the three; `not finite`: any of
- * them; `row`: its row holds anything. Whatever the rule, an output that the reference finds finite is bounded as ever.
+ * them; `sequence`: any of them, and the rows of that sequence hold anything from then on. Whatever the rule, all else
+ * that the reference finds finite is bounded as ever: what is no number stays in its own row, or its own sequence.
  */
-export type NonFinite = 'same' | 'not finite' | 'row'
+export type NonFinite = 'same' | 'not finite' | 'sequence'
+
+export interface NonFiniteRule {
+  readonly rule: NonFinite
+  readonly reason: string
+}
+
+const ieee = { rule: 'same', reason: 'element by element, and IEEE 754 says what comes of each' } as const
+const summed = {
+  rule: 'not finite',
+  reason:
+    'whoever adds infinities in parts may end with NaN, and int8 holds neither: the scale of a block with one of them is NaN; no number may come of them',
+} as const
+
+/** What every opcode does with inputs that are no numbers. */
+export const nonFiniteRules: Readonly<Record<OpName, NonFiniteRule>> = {
+  embed: ieee,
+  gather_rows: ieee,
+  pool: ieee,
+  rms_norm: { rule: 'same', reason: 'a NaN takes its whole group; an infinity is NaN, and the rest of its group 0' },
+  layer_norm: { rule: 'not finite', reason: 'both take the whole row, by way of its mean' },
+  linear: summed,
+  logits: summed,
+  rope: ieee,
+  attention: {
+    rule: 'not finite',
+    reason:
+      'a NaN in a query takes its head, one in a key those of the tokens that see it; a score of -infinity weighs nothing',
+  },
+  glu: ieee,
+  activation: ieee,
+  residual: ieee,
+  multiply: ieee,
+  moe: summed,
+  conv_state: { rule: 'not finite', reason: 'as a sum, for as long as the window holds it' },
+  ssm_scan: { rule: 'not finite', reason: 'as a sum; the record keeps it until it is reset' },
+  delta_rule: { rule: 'not finite', reason: 'as a sum; the record keeps it until it is reset' },
+  sample: {
+    rule: 'not finite',
+    reason: 'NaN ranks as -infinity, tokens are equal; beside an infinite logit no log-probability is a number',
+  },
+}
+
+/**
+ * A value of attention that is no number: those who do not see it weigh it by 0, which is NaN, so it spoils the sequence.
+ */
+export const spoiledValue: NonFiniteRule = {
+  rule: 'sequence',
+  reason: 'kernels multiply whole pages of values by weights that are 0 where a token must not look',
 
 /** Largest value of a quantised block of 256 over its rms, as above: what makes half a step of int8 a relative error. */
 const BLOCK_PEAK = 2.9

@@ -123,7 +123,7 @@ export const attention: ReferenceKernel<Ops['attention']> = (call) => {
     for (let t = step.sequenceStart[s]!; t < step.sequenceStart[s + 1]!; t++) {
       const own = states.kv ? step.positions[t]! : t - step.sequenceStart[s]!
       const to = params.causal ? own + 1 : memory.keys.rows
-      const from = params.window ? Math.max(0, own + 1 - params.window) : 0
+      const from = params.causal && params.window ? Math.max(0, own + 1 - params.window) : 0
       for (let h = 0; h < params.heads; h++) attend(call, row(q, t), row(outputs.out, t), h, memory, from, to)
     }
   }

@@ -32,6 +32,9 @@ function adjust(z: Float64Array, o: Options, step: ReferenceStep): void {
   }
 }
 
+/** NaN ranks as impossible. */
+const possible = (logit: number) => (Number.isNaN(logit) ? Number.NEGATIVE_INFINITY : logit)
+
 /** Ids by value, best first, ties to the lower id. */
 const ranked = (z: Float64Array) => Array.from(z.keys()).sort((a, b) => z[b]! - z[a]! || a - b)
 
@@ -82,11 +85,10 @@ export const sample: ReferenceKernel<Ops['sample']> = ({ inputs, step, outputs }
     const tokens = row(outputs.tokens, r)
     tokens[0] = -1
     if (!(o.flags & sampleFlags.sample)) continue
-    const logits = row(inputs.logits, r)
-    const z = logits.slice()
+    const logits = row(inputs.logits, r).map(possible)
+    const z = row(inputs.logits, r).slice()
     adjust(z, o, step)
-    // NaN ranks as impossible.
-    for (const [id, value] of z.entries()) if (Number.isNaN(value)) z[id] = Number.NEGATIVE_INFINITY
+    for (const [id, value] of z.entries()) z[id] = possible(value)
     const token = o.temperature === 0 ? best(z) : draw(z, o)
     const normalizer = logSum(logits)
     tokens[0] = token

@@ -30,6 +30,8 @@ export interface StepOutputs {
   readonly logprobs: Float32Array
   /** Elements of a row of each. */
   readonly widths: Readonly<Record<(typeof matrices)[number], number>>
+  /** The sequence of each row: its slot, and whether this step has its first token. */
+  readonly owners: readonly { readonly slot: number; readonly fresh: boolean }[]
 }
 
 export interface CaseRun {
@@ -44,14 +46,17 @@ export interface CaseRun {
 /** Token, alternatives and their log-probabilities of every row. */
 function sampledOf(view: ResultView, rows: number) {
   const words = ROW_RESULT_BYTES / 4
-  const each = <T>(read: (at: number) => T[]) => Array.from({ length: rows }, (_, r) => read(r * words)).flat()
-  return {
-    tokens: each((at) => [view.rows[at]!]),
-    topTokens: each((at) => [...view.rows.subarray(at + 2, at + 2 + TOP_LOGPROBS)]),
-    logprobs: Float32Array.from(
-      each((at) => [view.rowsF32[at + 1]!, ...view.rowsF32.subarray(at + 2 + TOP_LOGPROBS, at + words)]),
-    ),
+  const [tokens, topTokens]: [number[], number[]] = [[], []]
+  const logprobs = new Float32Array(rows * (1 + TOP_LOGPROBS))
+  for (let row = 0; row < rows; row++) {
+    const ids = view.rows.subarray(row * words, (row + 1) * words)
+    const floats = view.rowsF32.subarray(row * words, (row + 1) * words)
+    tokens.push(ids[0]!)
+    topTokens.push(...ids.subarray(2, 2 + TOP_LOGPROBS))
+    logprobs[row * (1 + TOP_LOGPROBS)] = floats[1]!
+    logprobs.set(floats.subarray(2 + TOP_LOGPROBS), row * (1 + TOP_LOGPROBS) + 1)
   }
+  return { tokens, topTokens, logprobs }
 }
 
 async function runStep(runner: Runner, pkg: LinkedPackage, batch: BatchInput, traps: Traps) {
@@ -74,7 +79,10 @@ async function runStep(runner: Runner, pkg: LinkedPackage, batch: BatchInput, tr
     ...(runner.sentinels?.() ?? []),
   ]
   const outputWidths = { logits: widths.vocab, hidden: widths.hidden, logprobs: 1 + TOP_LOGPROBS }
-  return { outputs: { ...sampledOf(view, rows), ...used, widths: outputWidths }, faults }
+  const owners = batch.sequences.flatMap(({ slot, position, tokens, rows = tokens }) =>
+    rows.map(() => ({ slot, fresh: position === 0 })),
+  )
+  return { outputs: { ...sampledOf(view, rows), ...used, widths: outputWidths, owners }, faults }
 }
 
 /** The highest block and slot that the steps name, and one of each beyond, which stay traps. */
@@ -132,30 +140,36 @@ export interface Deviation {
 /** Error over bound of one element that the reference finds to be `expected`. */
 function elementDeviation(expected: number, actual: number, tolerance: number, rule: NonFinite): number {
   if (expected === actual || Object.is(expected, actual)) return 0
-  if (!Number.isFinite(expected)) return rule === 'not finite' && !Number.isFinite(actual) ? 0 : Infinity
+  if (!Number.isFinite(expected)) return rule !== 'same' && !Number.isFinite(actual) ? 0 : Infinity
   const ratio = Math.abs(actual - expected) / tolerance
   return Number.isNaN(ratio) ? Infinity : ratio
 }
 
-const allFinite = (row: Float32Array) => row.every((value) => Number.isFinite(value))
+/** By step and row: whether its sequence has had an element that is no number, then or before. */
+function spoiled(expected: readonly StepOutputs[]): boolean[][] {
+  const slots = new Set<number>()
+  return expected.map(({ owners, hidden, widths }) => {
+    for (const { slot, fresh } of owners) if (fresh) slots.delete(slot)
+    for (const [row, { slot }] of owners.entries())
+      if (!hidden.subarray(row * widths.hidden, (row + 1) * widths.hidden).every(Number.isFinite)) slots.add(slot)
+    return owners.map(({ slot }) => slots.has(slot))
+  })
+}
 
 function matrixDeviation(
   expected: Float32Array,
   actual: Float32Array,
-  width: number,
-  tolerance: number,
-  rule: NonFinite,
+  { width, tolerance, rule, free }: { width: number; tolerance: number; rule: NonFinite; free: readonly boolean[] },
 ): Deviation {
   if (actual.length !== expected.length) return { worst: Infinity, where: ` has ${actual.length} elements` }
   let [worst, where] = [0, '']
-  for (let start = 0; start < expected.length; start += width) {
-    if (rule === 'row' && !allFinite(expected.subarray(start, start + width))) continue
-    for (let i = start; i < start + width; i++) {
-      const error = elementDeviation(expected[i]!, actual[i]!, tolerance, rule)
-      if (error <= worst) continue
-      worst = error
-      where = `[${start / width}, ${i - start}] is ${actual[i]}, expected ${expected[i]}`
-    }
+  for (let i = 0; i < expected.length; i++) {
+    const row = Math.floor(i / width)
+    if (free[row]) continue
+    const error = elementDeviation(expected[i]!, actual[i]!, tolerance, rule)
+    if (error <= worst) continue
+    worst = error
+    where = `[${row}, ${i % width}] is ${actual[i]}, expected ${expected[i]}`
   }
   return { worst, where }
 }
@@ -168,6 +182,7 @@ export function deviation(
   rule: NonFinite,
 ): Deviation {
   let worst: Deviation = { worst: 0, where: '' }
+  const freed = rule === 'sequence' ? spoiled(expected) : []
   for (const [step, outputs] of expected.entries()) {
     const other = actual[step]!
     for (const name of ['tokens', 'topTokens'] as const) {
@@ -176,7 +191,8 @@ export function deviation(
       if (at >= 0) return { worst: Infinity, where }
     }
     for (const name of matrices) {
-      const found = matrixDeviation(outputs[name], other[name], outputs.widths[name], tolerance, rule)
+      const how = { width: outputs.widths[name], tolerance, rule, free: freed[step] ?? [] }
+      const found = matrixDeviation(outputs[name], other[name], how)
       if (found.worst > worst.worst) worst = { worst: found.worst, where: `step ${step}, ${name}${found.where}` }
     }
   }
@@ -188,7 +204,10 @@ export const distance = (a: readonly StepOutputs[], b: readonly StepOutputs[]): 
   deviation(a, b, 1, 'same').worst
 
 /** Largest magnitude of the finite float outputs: a case whose outputs vanish proves nothing. */
-export const magnitude = (outputs: readonly StepOutputs[]): number =>
-  outputs
-    .flatMap((each) => matrices.flatMap((name) => [...each[name]]))
-    .reduce((most, value) => (Number.isFinite(value) ? Math.max(most, Math.abs(value)) : most), 0)
+export function magnitude(outputs: readonly StepOutputs[]): number {
+  let most = 0
+  for (const each of outputs)
+    for (const name of matrices)
+      for (const value of each[name]) if (Number.isFinite(value)) most = Math.max(most, Math.abs(value))
+  return most
+}

@@ -27,14 +27,14 @@ export interface Traps {
 }
 
 /** SampleParams of a row that nobody asked for: a draw from nothing but NaN. */
+const noiseRow = new Uint32Array(sampleParams.bytes / 4)
+for (const [name, word] of Object.entries(sampleParams.word))
+  if (sampleParams.fields[name as keyof typeof sampleParams.fields] === 'f32') noiseRow[word] = POISON
+noiseRow[sampleParams.word.flags] = sampleFlags.sample | sampleFlags.logits | sampleFlags.hidden
+
 function noiseSampling(view: StepView, from: number): void {
-  const words = sampleParams.bytes / 4
-  for (let row = from; row < view.sampling.length / words; row++)
-    for (const [name, word] of Object.entries(sampleParams.word)) {
-      const at = row * words + word
-      if (sampleParams.fields[name as keyof typeof sampleParams.fields] === 'f32') view.samplingF32[at] = Number.NaN
-      else view.sampling[at] = name === 'flags' ? sampleFlags.sample | sampleFlags.logits | sampleFlags.hidden : 0
-    }
+  for (let at = from * noiseRow.length; at < view.sampling.length; at += noiseRow.length)
+    view.sampling.set(noiseRow, at)
 }
 
 /** Blocks past those that a sequence has positions in are traps. */
@@ -91,8 +91,9 @@ export function resultFaults(view: ResultView, rows: number, matrices: readonly 
   const faults: string[] = []
   for (const [i, { end }] of used.entries()) {
     const next = used[i + 1]?.start ?? words.length
-    const at = words.subarray(end, next).findIndex((word) => word !== POISON)
-    if (at >= 0) faults.push(`the result buffer: byte ${4 * (end + at)} was written, past what the step asked for`)
+    let at = end
+    while (at < next && words[at] === POISON) at++
+    if (at < next) faults.push(`the result buffer: byte ${4 * at} was written, past what the step asked for`)
   }
   return faults
 }

@@ -11,7 +11,8 @@ import { packageCase } from './open.ts'
 
 export interface PreparedCase {
   readonly pkg: LinkedPackage
-  readonly expected: readonly StepOutputs[]
+  /** What the reference makes of it: run when first asked for. */
+  expected(): Promise<readonly StepOutputs[]>
 }
 
 /** Holds the weights of its cases in a temporary folder until it is disposed. */
@@ -41,7 +42,8 @@ export class Suite implements AsyncDisposable {
 
   async #make(opCase: OpCase): Promise<PreparedCase> {
     const pkg = await packageCase(opCase, this.#folder)
-    return { pkg, expected: await runSteps(referenceBackend, pkg, opCase.steps) }
+    let expected: Promise<readonly StepOutputs[]> | undefined
+    return { pkg, expected: () => (expected ??= runSteps(referenceBackend, pkg, opCase.steps)) }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
