@@ -5,7 +5,6 @@
  * block of 256, and keys and values are kept in the checkpoint's dtype or, on request, as int8 by head and
  * position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well.
  */
-
 import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
@@ -214,6 +213,7 @@ export const nonFiniteRules: Readonly<Record<OpName, NonFiniteRule>> = {
 export const spoiledValue: NonFiniteRule = {
   rule: 'sequence',
   reason: 'kernels multiply whole pages of values by weights that are 0 where a token must not look',
+}
 
 /** Largest value of a quantised block of 256 over its rms, as above: what makes half a step of int8 a relative error. */
 const BLOCK_PEAK = 2.9
