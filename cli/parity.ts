@@ -12,6 +12,7 @@ import { finish, print, progress, type Shared } from './terminal.ts'
 interface Options extends Shared {
   readonly golden?: string
   readonly ops?: true
+  readonly quick?: true
   readonly backend: string
   readonly isa?: string
   readonly quantize: 'none' | 'q8' | 'q4'
@@ -42,7 +43,10 @@ async function packageOf(path: string, options: Options, work: (path: string) =>
 async function judgeOps(options: Options): Promise<boolean> {
   const { conformance, printConformance } = await import('../parity/conformance.ts')
   const row = { name: options.backend, backend: backendOf(options.backend), isa: options.isa }
-  const report = await conformance(row, { onProgress: progress(options, 'ops') })
+  const report = await conformance(row, {
+    slice: options.quick ? 'thin' : 'full',
+    onProgress: progress(options, 'ops'),
+  })
   print(options, report, printConformance(report))
   return report.pass
 }
@@ -58,6 +62,7 @@ export const parityCommand = new Command('parity')
   .argument('[package|checkpoint]')
   .option('--golden <file>', 'safetensors of reference outputs')
   .option('--ops', 'judge the backend opcode by opcode on generated cases; takes no package')
+  .option('--quick', 'with --ops: a sixth of the cases')
   .option('--backend <name>', 'cpu, reference', 'cpu')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .addOption(

@@ -45,7 +45,7 @@ export interface ConformanceFailure {
 
 export interface ConformanceCell {
   readonly op: OpName
-  /** Of matrices; "-": it reads none. */
+  /** Of matrices, as a checkpoint is quantised: q4 leaves what has no sub-scales at int8. "-": it reads none. */
   readonly weights: MatrixDType | '-'
   /** "-": it has none. */
   readonly state: StateDType | '-'
