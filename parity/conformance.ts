@@ -45,7 +45,7 @@ export interface ConformanceFailure {
 
 export interface ConformanceCell {
   readonly op: OpName
-  /** Of matrices; "-": it reads none. */
+  /** Of matrices, as a checkpoint is quantised: q4 leaves what has no sub-scales at int8. "-": it reads none. */
   readonly weights: MatrixDType | '-'
   /** "-": it has none. */
   readonly state: StateDType | '-'
@@ -225,4 +225,40 @@ export async function conformance(row: BackendRow, options: ConformanceOptions =
   } finally {
     if (!options.suite) await suite[Symbol.asyncDispose]()
   }
+}
+
+const padded = (columns: readonly string[], widths: readonly number[]) =>
+  columns
+    .map((column, i) => column.padEnd(widths[i]!))
+    .join('  ')
+    .trimEnd()
+
+/** What a cell's row says after its figures. */
+function remark({ reason, failures, worstCase, sentinelFaults }: ConformanceCell): string {
+  const failure = failures[0] && `${failures[0].case}: ${failures[0].reason}`
+  return [...(sentinelFaults ? [`${sentinelFaults} sentinels changed`] : []), failure ?? (reason || worstCase)].join(
+    '; ',
+  )
+}
+
+/** The report as a table for people: a row a cell. */
+export function printConformance(report: ConformanceReport): string {
+  const head = ['opcode', 'weights', 'state', 'verdict', 'cases', 'error / bound', 'worst case, or why']
+  const rows = report.cells.map((cell) => {
+    const { op, weights, state, verdict, cases, worst } = cell
+    const count = Object.values(cases).reduce((sum, each) => sum + each, 0)
+    const ran = verdict !== 'unsupported'
+    const error = !ran ? '-' : worst === null ? 'not a number' : worst.toPrecision(2)
+    return [op, weights, state, verdict, cases.fail ? `${cases.fail} of ${count}` : `${count}`, error, remark(cell)]
+  })
+  const widths = head.map((_, i) => Math.max(...[head, ...rows].map((each) => each[i]!.length)))
+  const { backend, device, slice, guarded, cases } = report
+  return [
+    `${backend}${device ? ` (${device})` : ''}: ${cases} cases, ${slice}, ${guarded ? '' : 'no '}sentinels around registers and states`,
+    '',
+    ...[head, ...rows].map((each) => padded(each, widths)),
+    ...report.staleExpectations.map((each) => `expected to fail, and no case: ${each}`),
+    '',
+    report.pass ? 'PASS' : 'FAIL',
+  ].join('\n')
 }

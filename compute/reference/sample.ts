@@ -6,14 +6,18 @@ import { uniform } from './philox.ts'
 
 type Options = Readonly<Record<keyof typeof sampleParams.word, number>>
 
-const floats = new Set(Object.entries(sampleParams.fields).flatMap(([name, type]) => (type === 'f32' ? [name] : [])))
+const fields = Object.entries(sampleParams.word).map(([name, word]) => {
+  const isFloat = sampleParams.fields[name as keyof Options] === 'f32'
+  return { name: name as keyof Options, word, isFloat }
+})
 
 /** SampleParams of row r. */
 export function sampleOptions(step: Pick<ReferenceStep, 'sampling' | 'samplingF32'>, r: number): Options {
   const base = (r * sampleParams.bytes) / 4
-  const read = ([name, word]: [string, number]) =>
-    [name, (floats.has(name) ? step.samplingF32 : step.sampling)[base + word]!] as const
-  return Object.fromEntries(Object.entries(sampleParams.word).map(read)) as Options
+  const options = {} as Record<keyof Options, number>
+  for (const { name, word, isFloat } of fields)
+    options[name] = (isFloat ? step.samplingF32 : step.sampling)[base + word]!
+  return options
 }
 
 /** Adds the bias, then applies the penalties; `z` changes in place. */

@@ -6,13 +6,6 @@
 namespace ingot {
 namespace {
 
-// A signalling NaN as f32; NaN as either half in bf16 and f16. Regions start at pages, and bands and strides are whole words.
-constexpr uint32_t kPoison = 0x7fbf7fbf;
-
-void poison(std::span<std::byte> bytes) {
-  std::fill_n(reinterpret_cast<uint32_t*>(bytes.data()), bytes.size() / sizeof kPoison, kPoison);
-}
-
 // Whether [begin, end) still holds what poison() left there.
 bool intact(const std::byte* base, size_t begin, size_t end) {
   const auto* sentinel = reinterpret_cast<const std::byte*>(&kPoison);

@@ -97,6 +97,7 @@ Fault Model::allocate(const ModelOptions& options) {
     if (Fault fault = Region::allocate("the state", bytes, pools_[i], true)) return fault;
     states_.push_back({pools_[i].data() + band, state.size_bytes, state.block_tokens, state.dtype});
   }
+  scratch_.set_noisy(options.guard);
   if (guard_) guard_->watch(arenas_, pools_, states_, units_);
   return {};
 }

@@ -336,13 +336,15 @@ void sees_what_a_kernel_overwrites() {
   }
 }
 
-// What nothing has written is NaN: registers, and units of states.
+// What nothing has written is NaN: registers, scratch, and units of states.
 void hands_out_nothing_but_nan() {
   Package package("decoder.bin");
   package.options.guard = true;
   KernelTable table = fake_table();
   table.kernels[op::embed::id] = [](const Context& context, const Call& call) {
     for (uint32_t c = 0; c < call.outputs[0].width; ++c) CHECK(std::isnan(call.outputs[0].row<float>(0)[c]));
+    const float* scratch = context.scratch.take<float>(100);
+    for (int i = 0; i < 100; ++i) CHECK(std::isnan(scratch[i]));
     fake(context, call);
   };
   const auto model = package.open(table);

@@ -257,7 +257,7 @@ const shapesOf = (state: StateDType): Shape[] => [
     { ...base, state },
     {
       headDim: headDims,
-      heads: [2, 6, 8, 14, 34],
+      heads: [2, 6, 8, 14, 18],
       kvHeads: [1, 4],
       window: [1, 2, 16, 31, 32, 33, 64, 1000],
       softcap: [2],
@@ -273,8 +273,8 @@ const shapesOf = (state: StateDType): Shape[] => [
   ...generate<Shape>(
     { ...base, state },
     {
-      headDim: headDims,
-      heads: [1, 3, 4, 6, 8],
+      headDim: headDims.filter((headDim) => headDim <= 80),
+      heads: [1, 3, 4, 6],
       kvHeads: [1, 2, 3],
       window: [0, 0, 2, 31, 33, 64],
       softcap: [0, 0, 3],

@@ -1,8 +1,16 @@
 /** Runs the steps of a case on a backend, and says how far its outputs are from those of the reference. */
 
 import { TOP_LOGPROBS } from '../../abi/ops/sample.ts'
-import { createResult, createStep, type ResultView, ROW_RESULT_BYTES, type StepLimits } from '../../abi/step.ts'
+import {
+  createResult,
+  createStep,
+  type ResultView,
+  ROW_RESULT_BYTES,
+  resultHeader,
+  type StepLimits,
+} from '../../abi/step.ts'
 import type { Backend, DeviceInfo, LinkedPackage, Runner, RunnerOptions } from '../../compute/device.ts'
+import type { ExecutionPlan } from '../../plans/plan.ts'
 import { type BatchInput, packStep } from '../batch.ts'
 import type { NonFinite } from '../tolerances.ts'
 import { noiseStep, poisonResult, resultFaults, stepFaults, type Traps } from './sentinels.ts'
@@ -59,30 +67,48 @@ function sampledOf(view: ResultView, rows: number) {
   return { tokens, topTokens, logprobs }
 }
 
-async function runStep(runner: Runner, pkg: LinkedPackage, batch: BatchInput, traps: Traps) {
-  const { outputs, vocab, hidden, registers } = pkg.plan
+/** The buffers of a case, used for one step after the other. */
+function buffersOf({ outputs, vocab, hidden, registers }: ExecutionPlan) {
   const widths = { vocab: outputs.logits === undefined ? 0 : vocab, hidden: outputs.hidden === undefined ? 0 : hidden }
   const { view, offsets } = createResult(limits.rows, widths)
-  const step = packStep(createStep(limits), batch, offsets)
-  const before = noiseStep(step, traps, pkg.plan)
-  poisonResult(view)
-  await runner.step(step, view)
-  const rows = view.header[0]!
   const pooled = outputs.hidden !== undefined && registers[outputs.hidden]!.space === 'sequences'
-  const used = {
-    logits: view.logits.subarray(0, rows * widths.vocab),
-    hidden: view.hidden.subarray(0, (pooled ? batch.sequences.length : rows) * widths.hidden),
-  }
-  const faults = [
-    ...stepFaults(step, before),
-    ...resultFaults(view, rows, [used.logits, used.hidden]),
-    ...(runner.sentinels?.() ?? []),
-  ]
-  const outputWidths = { logits: widths.vocab, hidden: widths.hidden, logprobs: 1 + TOP_LOGPROBS }
+  return { step: createStep(limits), result: view, offsets, widths, pooled }
+}
+
+async function runStep(
+  runner: Runner,
+  plan: ExecutionPlan,
+  buffers: ReturnType<typeof buffersOf>,
+  batch: BatchInput,
+  traps: Traps,
+) {
+  const { result, offsets, widths, pooled } = buffers
+  const step = packStep(buffers.step, batch, offsets)
+  const before = noiseStep(step, traps, plan)
+  poisonResult(result)
+  await runner.step(step, result)
   const owners = batch.sequences.flatMap(({ slot, position, tokens, rows = tokens }) =>
     rows.map(() => ({ slot, fresh: position === 0 })),
   )
-  return { outputs: { ...sampledOf(view, rows), ...used, widths: outputWidths, owners }, faults }
+  const [rows, said] = [owners.length, result.header[resultHeader.word.rows]]
+  if (said !== rows) throw new Error(`the result has ${said} rows, expected ${rows}`)
+  const used = {
+    logits: result.logits.subarray(0, rows * widths.vocab),
+    hidden: result.hidden.subarray(0, (pooled ? batch.sequences.length : rows) * widths.hidden),
+  }
+  const faults = [
+    ...stepFaults(step, before),
+    ...resultFaults(result, rows, [used.logits, used.hidden]),
+    ...(runner.sentinels?.() ?? []),
+  ]
+  const outputs: StepOutputs = {
+    ...sampledOf(result, rows),
+    logits: used.logits.slice(),
+    hidden: used.hidden.slice(),
+    widths: { logits: widths.vocab, hidden: widths.hidden, logprobs: 1 + TOP_LOGPROBS },
+    owners,
+  }
+  return { outputs, faults }
 }
 
 /** The highest block and slot that the steps name, and one of each beyond, which stay traps. */
@@ -107,10 +133,11 @@ export async function runGuarded(
   const { traps, ...units } = unitsOf(steps)
   const runner = await backend.open(pkg, { limits, ...units, threads: 2, isa: '', guard: true, ...options })
   try {
+    const buffers = buffersOf(pkg.plan)
     const outputs: StepOutputs[] = []
     const faults: string[] = []
     for (const [i, batch] of steps.entries()) {
-      const run = await runStep(runner, pkg, batch, traps)
+      const run = await runStep(runner, pkg.plan, buffers, batch, traps)
       outputs.push(run.outputs)
       faults.push(...run.faults.map((fault) => `step ${i}: ${fault}`))
     }
