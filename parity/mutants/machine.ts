@@ -2,7 +2,7 @@
 import { byteSize, type DType, dtypes } from '../../abi/dtypes.ts'
 import { elementIndex } from '../../abi/layouts.ts'
 import { evaluate, type OperandDef, type Space, spaceNames } from '../../abi/ops/define.ts'
-import { opDef } from '../../abi/ops/index.ts'
+import { type OpName, opDef } from '../../abi/ops/index.ts'
 import { TOP_LOGPROBS } from '../../abi/ops/sample.ts'
 import type { StateDescriptor } from '../../abi/state.ts'
 import { copyPair, type StepLimits, sampleFlags, stepHeader } from '../../abi/step.ts'
@@ -105,7 +105,7 @@ export class Machine {
       }),
       states: slots(definition.states, instruction.states, (use, _, slot) => this.#state(use, instruction, slot)),
     }
-    const kernel = referenceTable[instruction.op] as unknown as ReferenceKernel
+    const kernel = (referenceTable as unknown as Readonly<Record<OpName, ReferenceKernel>>)[instruction.op]
     kernel(call as unknown as Parameters<ReferenceKernel>[0])
     this.#release(instruction)
   }
