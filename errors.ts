@@ -90,6 +90,8 @@ export const errors = {
   ISA_UNAVAILABLE: config('instruction set "{isa}" is not available on this machine; available: {available}'),
   OUT_OF_MEMORY: device('{thing} needs {needed} bytes, {available} are available; lower maxSlots or contextTokens'),
   STEP_FAILED: device('a step failed in {where}: {reason}'),
+  MUTANT_STALE: config('{file}: a mutant replaces "{find}", which stands there {got} times, expected once'),
+  MUTANT_BUILD: device('the mutated kernels do not build: {reason}'),
   WORKER_FAILED: device('a worker thread failed: {reason}'),
   // cancellation
   ABORTED: cancelled('the request was aborted by its signal'),

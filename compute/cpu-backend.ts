@@ -1,6 +1,13 @@
 /** The CPU backend: the addon's executor with the kernels of one instruction set. */
 import { stat } from 'node:fs/promises'
-import { addon, type NativeFault, type NativeModel, type NativeWeightFile, type Tally } from '../abi/native.ts'
+import {
+  type Addon,
+  addon,
+  type NativeFault,
+  type NativeModel,
+  type NativeWeightFile,
+  type Tally,
+} from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { type ErrorCode, type ErrorDetails, errors, fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
@@ -124,28 +131,31 @@ class CpuRunner implements Runner {
   }
 }
 
-async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
+async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cpu', cpuTable, pkg, options)
   const { threads, isa, limits, blocks, slots, guard = false } = options
   const pin = pins[String(options.pin ?? 'auto') as keyof typeof pins]
   if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
     throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })
   const weights = await weightFiles(pkg)
-  const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
+  const opened = native.openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
   if ('code' in opened) throw errorOf(opened, pkg.path)
   return new CpuRunner(opened, pkg)
 }
 
-export const cpuBackend: Backend = {
+/** The CPU backend of the addon that `load` answers. */
+export const cpuBackendOf = (load: () => Addon): Backend => ({
   name: 'cpu',
   table: cpuTable,
   unavailable() {
     try {
-      addon()
+      load()
       return undefined
     } catch (error) {
       return { code: 'addon_missing', reason: (error as Error).message }
     }
   },
-  open,
-}
+  open: async (pkg, options) => open(load(), pkg, options),
+})
+
+export const cpuBackend = cpuBackendOf(addon)

@@ -18,7 +18,8 @@ type Mutable<T> = T extends readonly (infer E)[]
   : T extends object
     ? { -readonly [K in keyof T]: Mutable<T[K]> }
     : T
-type Plan = Mutable<ExecutionPlan>
+/** A plan that an edit may change. */
+export type Plan = Mutable<ExecutionPlan>
 
 /** Bytes of the mutant; undefined: this plan has no place for it. */
 export type Mutator = (plan: ExecutionPlan, dice: Dice) => Uint8Array | undefined
@@ -54,7 +55,7 @@ function replace(plan: Plan): void {
 }
 
 /** Lifetimes, placement and totals as a compiler would derive them from the instructions. */
-function settle(plan: Plan): void {
+export function settle(plan: Plan): void {
   const live = deriveLiveness(plan.instructions, plan.registers.length, outputsOf(plan))
   for (const [i, r] of plan.registers.entries()) Object.assign(r, { first: live.first[i]!, last: live.last[i]! })
   for (const [i, instruction] of plan.instructions.entries()) instruction.lastUse = live.lastUse[i]!

@@ -1,18 +1,22 @@
 /**
- * Mutation scores. `npm run mutants:verifier`: of the load-time verifier. stdout is the score, text or with --json,
- * stderr the progress, which --quiet leaves out. Exit 0: pass, 1: a mutant lives, 2: wrong usage.
+ * Mutation scores. `npm run mutants:verifier`: of the load-time verifier. `npm run mutants:gate`: of op conformance and
+ * the model matrix; --only names defects. stdout is the score, text or with --json, stderr the progress, which --quiet
+ * leaves out. Exit 0: pass, 1: a mutant lives, 2: wrong usage.
  */
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { packageRoot } from '../../abi/native.ts'
+import { IngotError } from '../../errors.ts'
 import { compileCheckpoint } from '../../models/compile/index.ts'
 import type { Quantization } from '../../models/compile/quantize.ts'
+import { printGateScore, scoreGate } from './gate.ts'
 import type { NamedPlan } from './plans.ts'
 import { MIN_PLANS_PER_SECOND, printVerifierScore, scoreVerifier } from './verifier.ts'
 
 interface Options {
   readonly json: boolean
   readonly quiet: boolean
+  readonly only?: readonly string[] | undefined
 }
 
 interface Outcome {
@@ -58,14 +62,20 @@ async function verifier(options: Options): Promise<Outcome> {
   return { pass, value: { ...score, pass }, text: printVerifierScore(score) }
 }
 
-const commands: Readonly<Record<string, (options: Options) => Promise<Outcome>>> = { verifier }
+async function gate(options: Options): Promise<Outcome> {
+  const score = await scoreGate({ ...(options.only && { only: options.only }), onProgress: progress(options, 'gate') })
+  return { pass: score.pass, value: score, text: printGateScore(score) }
+}
 
-const usage = `usage: run.js ${Object.keys(commands).join(' | ')} [--json] [--quiet]\n`
+const commands: Readonly<Record<string, (options: Options) => Promise<Outcome>>> = { verifier, gate }
+
+const usage = 'usage: run.js verifier [--json] [--quiet]\n       run.js gate [--only <defect>]... [--json] [--quiet]\n'
 
 /** What was asked for; undefined where that is no command. */
 function parsed(): { name: string; options: Options } | undefined {
   try {
-    const flags = { json: { type: 'boolean', default: false }, quiet: { type: 'boolean', default: false } } as const
+    const flag = { type: 'boolean', default: false } as const
+    const flags = { json: flag, quiet: flag, only: { type: 'string', multiple: true } } as const
     const { positionals, values } = parseArgs({ options: flags, allowPositionals: true })
     const [name = '', ...more] = positionals
     return Object.hasOwn(commands, name) && !more.length ? { name, options: values } : undefined
@@ -74,12 +84,19 @@ function parsed(): { name: string; options: Options } | undefined {
   }
 }
 
-const asked = parsed()
-if (!asked) {
-  process.stderr.write(usage)
-  process.exitCode = 2
-} else {
-  const { pass, value, text } = await commands[asked.name]!(asked.options)
-  process.stdout.write(`${asked.options.json ? JSON.stringify(value, undefined, 2) : text}\n`)
-  process.exitCode = pass ? 0 : 1
+/** Exit code of a command that ran, or of why it did not. */
+async function ran(name: string, options: Options): Promise<number> {
+  try {
+    const { pass, value, text } = await commands[name]!(options)
+    process.stdout.write(`${options.json ? JSON.stringify(value, undefined, 2) : text}\n`)
+    return pass ? 0 : 1
+  } catch (error) {
+    if (!(error instanceof IngotError)) throw error
+    process.stderr.write(`${error.name} ${error.code}: ${error.message}\n`)
+    return error.code === 'OPTION_INVALID' ? 2 : 1
+  }
 }
+
+const asked = parsed()
+if (!asked) process.stderr.write(usage)
+process.exitCode = asked ? await ran(asked.name, asked.options) : 2
