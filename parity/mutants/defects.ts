@@ -263,8 +263,8 @@ export const kernelDefects: readonly KernelDefect[] = [
     name: 'activation_scale_of_128',
     why: 'integers are made with 127 and taken back with 128',
     file: 'quantize.h',
-    find: 'return largest / 127.0f;',
-    replace: 'return largest / 128.0f;',
+    find: 'return largest / 127.0f +',
+    replace: 'return largest / 128.0f +',
     ops: products,
   },
   {

@@ -3,7 +3,7 @@
  * conformance and, where that finds nothing, by the model matrix. A defect that both pass lives, and fails the score; so
  * does a gate that the sound kernels do not pass.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { addon, packageRoot } from '../../abi/native.ts'
@@ -77,10 +77,14 @@ export class Gate implements AsyncDisposable {
     return new Gate(await Suite.open(), await mkdtemp(join(tmpdir(), 'ingot-gate-')))
   }
 
-  /** The first thing that the op cases of `ops` hold against a row. */
+  /** The first thing that the op cases of `ops` hold against a row: of a few cases, or else of all. */
   async ops(row: BackendRow, ops: readonly OpName[]): Promise<Caught | undefined> {
+    return (await this.#cases(row, ops, 'thin')) ?? (await this.#cases(row, ops, 'full'))
+  }
+
+  async #cases(row: BackendRow, ops: readonly OpName[], slice: 'thin' | 'full'): Promise<Caught | undefined> {
     for (const op of ops) {
-      const { cells } = await conformance(row, { ops: [op], suite: this.#suite, expected: [] })
+      const { cells } = await conformance(row, { ops: [op], suite: this.#suite, expected: [], slice })
       const cell = cells.find(({ verdict }) => verdict === 'fail')
       const [failure] = cell?.failures ?? []
       if (failure) return { by: 'op', where: `${op}: ${failure.case}`, reason: failure.reason }
@@ -119,7 +123,9 @@ export class Gate implements AsyncDisposable {
     this.#models ??= Promise.all(
       shipped.map(async ([path, precision]) => {
         const name = path.split('/').at(-1)!
-        const pkg = await packageAt(join(packageRoot(), path), precision, join(this.#folder, name))
+        const folder = join(this.#folder, name)
+        await mkdir(folder)
+        const pkg = await packageAt(join(packageRoot(), path), precision, folder)
         return { name, precision, pkg }
       }),
     )
@@ -142,10 +148,11 @@ export const builtDefects = (): GateDefect[] =>
     ops,
   }))
 
-/** What the sound rows are held to: the mutated addon's own kernels, and each instruction set that has defects. */
-async function controlled(gate: Gate, rows: readonly BackendRow[]): Promise<Caught[]> {
+/** What the gate holds against rows without a defect. */
+async function controlled(gate: Gate, rows: readonly BackendRow[], advance: (what: string) => void) {
   const found: Caught[] = []
   for (const row of rows) {
+    advance(row.name)
     const caught = await gate.judge({ row, ops: opNames })
     if (caught) found.push({ ...caught, where: `${row.name}: ${caught.where}` })
   }
@@ -167,7 +174,10 @@ export async function scoreGate({ only, onProgress }: GateOptions = {}): Promise
   if (unknown !== undefined) throw fail('OPTION_INVALID', { option: 'only', expected: names.join(', '), got: unknown })
   const wanted = ({ name }: { readonly name: string }) => only === undefined || only.includes(name)
   const kernels = kernelDefects.filter(wanted)
-  onProgress?.(0, 1, `building ${kernels.length} mutated kernels`)
+  let done = 0
+  const total = 4 + kernels.length + backendDefects.filter(wanted).length
+  const advance = (what: string) => onProgress?.(done++, total, what)
+  advance(`building ${kernels.length} mutated kernels`)
   await using built = await buildMutants(addon().machine(), kernels)
   await using gate = await Gate.open()
   const mutated = cpuBackendOf(() => built.addon)
@@ -188,14 +198,13 @@ export async function scoreGate({ only, onProgress }: GateOptions = {}): Promise
     { name: 'sound, as the mutants are built', backend: mutated, isa: SOUND },
     ...[...isas].map((isa) => ({ name: `sound, ${isa}`, backend: cpuBackend, isa })),
   ]
-  onProgress?.(0, defects.length, 'the sound kernels')
-  const control = await controlled(gate, sound)
+  const control = await controlled(gate, sound, advance)
   const results: GateResult[] = []
   for (const defect of defects) {
-    onProgress?.(results.length, defects.length, defect.name)
+    advance(defect.name)
     results.push(await judged(gate, defect))
   }
-  onProgress?.(defects.length, defects.length, 'done')
+  onProgress?.(total, total, 'done')
   const caught = results.filter((result) => result.caught).length
   return {
     pass: caught === results.length && results.length > 0 && control.length === 0,
