@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { addon, packageRoot } from '../../abi/native.ts'
 import { type OpName, opNames } from '../../abi/ops/index.ts'
 import { cpuBackend, cpuBackendOf } from '../../compute/cpu-backend.ts'
+import type { Backend } from '../../compute/device.ts'
 import { referenceBackend } from '../../compute/reference.ts'
 import { fail } from '../../errors.ts'
 import { type BackendRow, conformance } from '../conformance.ts'
@@ -17,7 +18,7 @@ import { Suite } from '../ops/suite.ts'
 import { packageAt } from '../precisions.ts'
 import { backendDefects } from './backends.ts'
 import { buildMutants, SOUND } from './build.ts'
-import { kernelDefects } from './defects.ts'
+import { type KernelDefect, kernelDefects } from './defects.ts'
 
 /** Something to be caught. */
 export interface GateDefect {
@@ -148,12 +149,33 @@ export const builtDefects = (): GateDefect[] =>
     ops,
   }))
 
+/** A row without a defect, and what of the gate it must pass. */
+interface Sound {
+  readonly row: BackendRow
+  readonly ops: readonly OpName[]
+  readonly models: boolean
+}
+
+/** The kernels that mutants were made of, in all of the gate; those of an instruction set, where it has defects. */
+function soundRows(mutated: Backend, defects: readonly KernelDefect[]): Sound[] {
+  const isas = [...new Set(defects.flatMap(({ isa }) => (isa ? [isa] : [])))]
+  const touched = (isa: string) => [...new Set(defects.flatMap((defect) => (defect.isa === isa ? defect.ops : [])))]
+  return [
+    { row: { name: 'sound', backend: mutated, isa: SOUND }, ops: opNames, models: true },
+    ...isas.map((isa) => ({
+      row: { name: `sound, ${isa}`, backend: cpuBackend, isa },
+      ops: touched(isa),
+      models: false,
+    })),
+  ]
+}
+
 /** What the gate holds against rows without a defect. */
-async function controlled(gate: Gate, rows: readonly BackendRow[], advance: (what: string) => void) {
+async function controlled(gate: Gate, sound: readonly Sound[], advance: (what: string) => void): Promise<Caught[]> {
   const found: Caught[] = []
-  for (const row of rows) {
+  for (const { row, ops, models } of sound) {
     advance(row.name)
-    const caught = await gate.judge({ row, ops: opNames })
+    const caught = models ? await gate.judge({ row, ops }) : await gate.ops(row, ops)
     if (caught) found.push({ ...caught, where: `${row.name}: ${caught.where}` })
   }
   return found
@@ -193,12 +215,8 @@ export async function scoreGate({ only, onProgress }: GateOptions = {}): Promise
       })),
     ...builtDefects().filter(wanted),
   ]
-  const isas = new Set(kernels.flatMap(({ name, isa }) => (isa && !built.missing.has(name) ? [isa] : [])))
-  const sound: BackendRow[] = [
-    { name: 'sound, as the mutants are built', backend: mutated, isa: SOUND },
-    ...[...isas].map((isa) => ({ name: `sound, ${isa}`, backend: cpuBackend, isa })),
-  ]
-  const control = await controlled(gate, sound, advance)
+  const present = kernels.filter(({ name }) => !built.missing.has(name))
+  const control = await controlled(gate, soundRows(mutated, present), advance)
   const results: GateResult[] = []
   for (const defect of defects) {
     advance(defect.name)
