@@ -29,6 +29,10 @@ const options: readonly SampleInput[] = [
   { presence_penalty: 0.4, frequency_penalty: 0.2, ...history },
   { presence_penalty: -0.4, temperature: 1, ...history },
   { temperature: 1, repetition_penalty: 1.1, presence_penalty: 0.1, frequency_penalty: 0.1, top_p: 0.8, ...history },
+  // Half of 33 tokens, logits of either sign: what a penalty does to those below 0 decides.
+  { temperature: 1, repetition_penalty: 5, history: Array.from({ length: 16 }, (_, i) => 2 * i), history_prompt: 3 },
+  // Only what was put out is likely, and the newest of it stands there once.
+  { presence_penalty: -9, history: [2, 8, 4, 6, 7], history_prompt: 2 },
   { bias: [[2, 5]] },
   {
     bias: [
