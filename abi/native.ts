@@ -59,6 +59,8 @@ export interface NativeModelOptions {
   readonly blocks: number
   /** Slots of every fixed state, dump slot included. */
   readonly slots: number
+  /** For checks: sentinels around registers and states, NaN in what nothing has written. */
+  readonly guard?: boolean
 }
 
 /** Native failures carry a stable code of errors.ts and its details; compute/ turns them into typed errors. */
@@ -95,6 +97,11 @@ export interface Tally {
 export interface NativeModel {
   /** Runs one step on the model's own thread. The buffers must not change until it settles; null is success. */
   step(step: ArrayBuffer, result: ArrayBuffer): Promise<NativeFault | null>
+  /**
+   * As step(step, result), with a third buffer that receives the rows of every instruction's outputs, packed in the plan's
+   * order; exactly as large as those, or empty.
+   */
+  step(step: ArrayBuffer, result: ArrayBuffer, trace: ArrayBuffer): Promise<NativeFault | null>
   /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. */
   readState(state: number, unit: number): Uint8Array
   writeState(state: number, unit: number, bytes: Uint8Array): void
@@ -102,6 +109,8 @@ export interface NativeModel {
   setTally(on: boolean): void
   /** What was counted since; null: off. */
   tally(): Tally | null
+  /** What the last step wrote and was not to write; null: opened without `guard`. Throws while a step runs. */
+  sentinels(): string[] | null
   memory(): {
     readonly weightsBytes: number
     readonly arenaBytes: number

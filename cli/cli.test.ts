@@ -16,6 +16,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../abi/native.ts'
+import { opNames } from '../abi/ops/index.ts'
 
 const root = packageRoot()
 const golden = join(root, 'parity/goldens/llama')
@@ -107,6 +108,14 @@ describe('ingot', () => {
   it('parity exits 1 when the golden belongs to other weights', () => {
     const other = join(root, 'parity/goldens/qwen3/golden.safetensors')
     expect(ingot('parity', pkg, '--golden', other, '--quiet').status).toBe(1)
+  })
+
+  it('parity --ops judges every opcode of a backend', () => {
+    const { status, json } = ingot('parity', '--ops', '--quick', '--isa', 'portable', '--json')
+    expect(status).toBe(0)
+    const report = json()
+    expect(report).toMatchObject({ pass: true, backend: 'cpu', isa: 'portable', slice: 'thin', guarded: true })
+    expect(new Set(report.cells.map(({ op }: { op: string }) => op)).size).toBe(opNames.length)
   })
 
   it('bench prints the documented JSON', () => {
@@ -240,6 +249,7 @@ describe('ingot', () => {
     ['an unknown command', ['frobnicate']],
     ['an unknown option', ['verify', pkg, '--frobnicate']],
     ['a missing argument', ['compile']],
+    ['a missing golden file', ['parity', pkg]],
     ['a bad number', ['bench', pkg, '--prompt', 'many']],
     ['an unknown backend', ['run', pkg, 'x', '--backend', 'abacus']],
     ['an unknown instruction set', ['run', pkg, 'x', '--isa', 'mmx']],

@@ -3,13 +3,16 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Command, Option } from 'commander'
+import { backendOf } from '../compute/backends.ts'
 import { fail } from '../errors.ts'
 import { compile, open } from '../index.ts'
 import { printParity, runGolden } from '../parity/golden.ts'
 import { finish, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
-  readonly golden: string
+  readonly golden?: string
+  readonly ops?: true
+  readonly quick?: true
   readonly backend: string
   readonly isa?: string
   readonly quantize: 'none' | 'q8' | 'q4'
@@ -36,10 +39,30 @@ async function packageOf(path: string, options: Options, work: (path: string) =>
   }
 }
 
+/** Op conformance of one backend. The cases are made when they are imported, so not before they are asked for. */
+async function judgeOps(options: Options): Promise<boolean> {
+  const { conformance, printConformance } = await import('../parity/conformance.ts')
+  const row = { name: options.backend, backend: backendOf(options.backend), isa: options.isa }
+  const report = await conformance(row, {
+    slice: options.quick ? 'thin' : 'full',
+    onProgress: progress(options, 'ops'),
+  })
+  print(options, report, printConformance(report))
+  return report.pass
+}
+
+/** Both, or a usage error. */
+function goldenOf(path: string | undefined, { golden }: Options): { path: string; golden: string } {
+  if (path && golden) return { path, golden }
+  throw fail('USAGE', { reason: 'pass a package or checkpoint and --golden <file>, or --ops' })
+}
+
 export const parityCommand = new Command('parity')
   .description('compare a backend with reference outputs; exit 1 when it fails')
-  .argument('<package|checkpoint>')
-  .requiredOption('--golden <file>', 'safetensors of reference outputs')
+  .argument('[package|checkpoint]')
+  .option('--golden <file>', 'safetensors of reference outputs')
+  .option('--ops', 'judge the backend opcode by opcode on generated cases; takes no package')
+  .option('--quick', 'with --ops: a sixth of the cases')
   .option('--backend <name>', 'cpu, reference', 'cpu')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .addOption(
@@ -52,14 +75,16 @@ export const parityCommand = new Command('parity')
       .choices(['checkpoint', 'q8'])
       .default('checkpoint'),
   )
-  .action((path: string, options: Options) =>
-    finish(() =>
-      packageOf(path, options, async (compiled) => {
+  .action((given: string | undefined, options: Options) =>
+    finish(() => {
+      if (options.ops) return judgeOps(options)
+      const { path, golden } = goldenOf(given, options)
+      return packageOf(path, options, async (compiled) => {
         await using model = await open(compiled, { backend: options.backend, ...(options.isa && { isa: options.isa }) })
         const bar = progress(options, 'parity')
-        const report = await runGolden(model, options.golden, { onProgress: bar })
+        const report = await runGolden(model, golden, { onProgress: bar })
         print(options, report, printParity(report))
         return report.pass
-      }),
-    ),
+      })
+    }),
   )

@@ -2,6 +2,7 @@
 import type { Tally } from '../abi/native.ts'
 import type { ResultView, StepLimits, StepView } from '../abi/step.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
+import type { KernelTable } from './table.ts'
 
 /** One stored weight of a package: bytes of a file. */
 export interface StoredTensor {
@@ -34,6 +35,8 @@ export interface RunnerOptions {
   readonly pin?: boolean | 'auto' | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
+  /** For checks: sentinels around registers and states, NaN in what nothing has written. A step then costs a pass over both. */
+  readonly guard?: boolean | undefined
 }
 
 export interface DeviceInfo {
@@ -55,21 +58,61 @@ export interface MemoryUse {
   readonly scratchBytes: number
 }
 
+/** One output of an instruction: (rows, width), row after row; as many rows as its space has in the step. */
+export interface TracedOutput {
+  readonly register: number
+  readonly rows: number
+  readonly width: number
+  readonly values: Float32Array | Float64Array | Int32Array
+}
+
+/** A unit (block or slot) of a state as a step left it. Its bytes mean something to one backend only. */
+export interface StateUnit {
+  readonly state: number
+  readonly unit: number
+  readonly sha256: string
+}
+
+/** What one instruction wrote. One that had nothing to do has outputs of no rows. */
+export interface InstructionTrace {
+  readonly outputs: readonly TracedOutput[]
+  /** The units of the states it writes that the step reaches. */
+  readonly units: readonly StateUnit[]
+}
+
+/** What each instruction of a step wrote, by instruction of the plan. */
+export interface Trace {
+  readonly instructions: readonly InstructionTrace[]
+}
+
 /** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
 export interface Runner {
   readonly info: DeviceInfo
   /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
   step(step: StepView, result: ResultView): Promise<void>
+  /**
+   * As step(), and copies out what each instruction wrote: 4 bytes an element of every output, so for small steps. A
+   * backend without it cannot show what its instructions write. Besides, OUT_OF_MEMORY.
+   */
+  trace?(step: StepView, result: ResultView): Promise<Trace>
+  /** A copy of the bytes of one unit of a state, between steps; what they mean is the backend's own. */
+  readState?(state: number, unit: number): Uint8Array
+  /** Puts such bytes back, between steps; all zero is what a unit holds before its first use. */
+  writeState?(state: number, unit: number, bytes: Uint8Array): void
   memory(): MemoryUse
   /** Starts counting time by instruction at zero, or ends it; between steps. A backend without it keeps no tally. */
   setTally?(on: boolean): void
   /** What was counted since; undefined: off. Between steps. */
   tally?(): Tally | undefined
+  /** Opened with `guard`: what the last step wrote and was not to write. A backend without it watches nothing. */
+  sentinels?(): readonly string[]
   dispose(): void
 }
 
 export interface Backend {
   readonly name: string
+  /** What it says that it runs; absent: every opcode. */
+  readonly table?: KernelTable
   /** Undefined when it can run here; else why not, with a stable reason code. */
   unavailable(): { readonly code: string; readonly reason: string } | undefined
   /** Links `pkg` (every gap reported at once) and opens it. */

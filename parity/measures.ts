@@ -15,13 +15,29 @@ export interface Difference {
 
 /** Log-softmax of `logits[start, start + vocab)` in float64. */
 export function logSoftmax(logits: ArrayLike<number>, start: number, vocab: number): Float64Array {
-  const z = Float64Array.from({ length: vocab }, (_, i) => logits[start + i]!)
-  const best = z.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY)
-  const normalizer = best + Math.log(z.reduce((sum, value) => sum + Math.exp(value - best), 0))
-  return z.map((value) => value - normalizer)
+  // plain loops: a matrix of backends takes this of a hundred million logits
+  const z = new Float64Array(vocab)
+  let best = Number.NEGATIVE_INFINITY
+  for (let i = 0; i < vocab; i++) best = Math.max(best, (z[i] = logits[start + i]!))
+  let sum = 0
+  for (let i = 0; i < vocab; i++) sum += Math.exp(z[i]! - best)
+  const normalizer = best + Math.log(sum)
+  for (let i = 0; i < vocab; i++) z[i]! -= normalizer
+  return z
 }
 
-const argmax = (values: Float64Array) => values.reduce((best, value, i) => (value > values[best]! ? i : best), 0)
+function argmax(values: Float64Array): number {
+  let best = 0
+  for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i
+  return best
+}
+
+/** KL(expected || actual) of two log-distributions, in nats. */
+function divergence(expected: Float64Array, actual: Float64Array): number {
+  let total = 0
+  for (let i = 0; i < expected.length; i++) total += Math.exp(expected[i]!) * (expected[i]! - actual[i]!)
+  return total
+}
 
 /** Compares two (tokens, vocab) matrices; NaN or a missing element makes every figure NaN or infinite. */
 export function compareLogits(
@@ -40,7 +56,7 @@ export function compareLogits(
   }
   for (let start = 0; start < expected.length; start += vocab) {
     const [p, q] = [logSoftmax(expected, start, vocab), logSoftmax(actual, start, vocab)]
-    kl += p.reduce((total, logp, i) => total + Math.exp(logp) * (logp - q[i]!), 0)
+    kl += divergence(p, q)
     if (argmax(p) === argmax(q)) agreed++
   }
   const mean = sum / expected.length

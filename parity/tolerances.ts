@@ -5,8 +5,9 @@
  * block of 256, and keys and values are kept in the checkpoint's dtype or, on request, as int8 by head and
  * position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well.
  */
+import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
-import type { ExecutionPlan } from '../plans/plan.ts'
+import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
 /** Unit roundoff: the largest relative error of rounding once to nearest. */
 export const roundoff = {
@@ -157,3 +158,176 @@ export const ACCUMULATION = 8
 
 /** Error of a float32 angle p * inv_freq, in radians: one rounding of the product, and as much in the reduction. */
 export const angle = (position: number) => 2 * roundoff.f32 * position
+
+/**
+ * What an output owes where the reference's is NaN or infinite. `same`: the same of the three; `not finite`: any of
+ * them; `sequence`: any of them, and the rows of that sequence hold anything from then on. Whatever the rule, all else
+ * that the reference finds finite is bounded as ever: what is no number stays in its own row, or its own sequence.
+ */
+export type NonFinite = 'same' | 'not finite' | 'sequence'
+
+export interface NonFiniteRule {
+  readonly rule: NonFinite
+  readonly reason: string
+}
+
+const ieee = { rule: 'same', reason: 'element by element, and IEEE 754 says what comes of each' } as const
+const summed = {
+  rule: 'not finite',
+  reason:
+    'whoever adds infinities in parts may end with NaN, and int8 holds neither: the scale of a block with one of them is NaN; no number may come of them',
+} as const
+
+/** What every opcode does with inputs that are no numbers. */
+export const nonFiniteRules: Readonly<Record<OpName, NonFiniteRule>> = {
+  embed: ieee,
+  gather_rows: ieee,
+  pool: ieee,
+  rms_norm: { rule: 'same', reason: 'a NaN takes its whole group; an infinity is NaN, and the rest of its group 0' },
+  layer_norm: { rule: 'not finite', reason: 'both take the whole row, by way of its mean' },
+  linear: summed,
+  logits: summed,
+  rope: ieee,
+  attention: {
+    rule: 'not finite',
+    reason:
+      'a NaN in a query takes its head, one in a key those of the tokens that see it; a score of -infinity weighs nothing',
+  },
+  glu: ieee,
+  activation: ieee,
+  residual: ieee,
+  multiply: ieee,
+  moe: summed,
+  conv_state: { rule: 'not finite', reason: 'as a sum, for as long as the window holds it' },
+  ssm_scan: { rule: 'not finite', reason: 'as a sum; the record keeps it until it is reset' },
+  delta_rule: { rule: 'not finite', reason: 'as a sum; the record keeps it until it is reset' },
+  sample: {
+    rule: 'not finite',
+    reason: 'NaN ranks as -infinity, tokens are equal; beside an infinite logit no log-probability is a number',
+  },
+}
+
+/**
+ * A value of attention that is no number: those who do not see it weigh it by 0, which is NaN, so it spoils the sequence.
+ */
+export const spoiledValue: NonFiniteRule = {
+  rule: 'sequence',
+  reason: 'kernels multiply whole pages of values by weights that are 0 where a token must not look',
+}
+
+/** Largest value of a quantised block of 256 over its rms, as above: what makes half a step of int8 a relative error. */
+const BLOCK_PEAK = 2.9
+
+/**
+ * Factor c of an instruction judged alone on its real operands: the rms of the errors of any one row is at most
+ * c * eps of the rms of the row, where eps is the coarsest rounding that the instruction makes of what it reads.
+ */
+export const aloneTolerances: Readonly<Record<OpName, OpTolerance>> = {
+  ...opTolerances,
+  embed: { c: 1, reason: 'one product; the stored row itself is exact' },
+  linear: {
+    c: 6,
+    reason:
+      'errors that add up at random give 1 / sqrt(3); outputs that cancel, and a gate times its product, up to 2.4 (8 models, 8 prompts of 200 tokens), with margin 2.5. Integers: half a step of a block whose largest value is 2.9 rms, 2.6 of that seen',
+  },
+  logits: { c: 6, reason: 'as linear: 2.1 seen, integers 1.5' },
+  attention: {
+    c: 30,
+    reason:
+      'a score of s rounds to eps * s, and so the weight of a position by as much: scores of trained models reach 20 before the soft-max; 12 seen, int8 states 13, with margin 2.3',
+  },
+  moe: { c: 12, reason: 'a linear after a gated linear' },
+}
+
+const coarsest = (plan: Pick<ExecutionPlan, 'tensors'>, weights: Instruction['weights']) => {
+  const dtypes = new Set(weights.flatMap((w) => (w === undefined ? [] : [plan.tensors[w]!])).map(matrixDType))
+  return dtypes.has('i4') || dtypes.has('i8')
+    ? BLOCK_PEAK * roundoff.i8
+    : dtypes.has('bf16')
+      ? roundoff.bf16
+      : roundoff.f32
+}
+/** What a product rounds its inputs for; scales and gains stand beside the matrix and say nothing. */
+const matrixDType = ({ dtype, layout }: ExecutionPlan['tensors'][number]): DType | undefined =>
+  layout === 'row' ? undefined : dtype
+
+const ofState = { f32: roundoff.f32, f16: roundoff.f16, bf16: roundoff.bf16, i8: roundoff.i8 } as const
+
+/** Largest relative error of a row of one instruction's output, alone; `position`: the last that the step reaches. */
+export function aloneTolerance(
+  plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
+  instruction: Instruction,
+  position: number,
+): number {
+  const { op, weights, states } = instruction
+  const { c } = aloneTolerances[op]
+  const stored = states.flatMap((use) => (use ? [ofState[plan.states[use.state]!.dtype as keyof typeof ofState]] : []))
+  const eps = Math.max(roundoff.f32, op === 'embed' ? 0 : coarsest(plan, weights), ...stored)
+  const turned = op === 'attention' || op === 'rope' ? c * angle(position) : 0
+  return c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32
+}
+
+/** rms of the logit errors of two backends on the same package, over the deviation of the logits; and its reason. */
+export const matrixTolerances = {
+  f32: { rms: goldenTolerances.float.f32.rms, reason: goldenTolerances.float.f32.reason },
+  f16: { rms: goldenTolerances.float.f16.rms, reason: goldenTolerances.float.f16.reason },
+  bf16: { rms: goldenTolerances.float.bf16.rms, reason: goldenTolerances.float.bf16.reason },
+  q8: { rms: sameWeights, reason: 'the same weights: int8 activations alone, as for q4 (`sameWeights`)' },
+  q4: { rms: sameWeights, reason: 'the same weights: int8 activations in 4 products a layer (`sameWeights`)' },
+  /** Added to the above, as a square, where keys and values are int8. */
+  q8State: {
+    rms: 0.053,
+    reason:
+      'half a step of 1/127 of a head whose largest is 2.9 rms, 0.66 %, for keys and for values of 8 layers: 0.0066 * sqrt(16) = 2.6 %, twice that where attention is sharp',
+  },
+  /** Factors on the rms. */
+  largest: { factor: 10, reason: 'the worst of 400 tokens is conditioned 12 times worse than the rms of all' },
+  tie: {
+    factor: 4,
+    reason: 'the difference of two logits errs by sqrt(2) times their rms: nearly 3 standard deviations',
+  },
+  bothRound: { factor: Math.SQRT2, reason: 'two backends that both round differ by the root of the sum of squares' },
+  kl: {
+    factor: 2,
+    reason:
+      'times the rms squared: half the variance of the errors under the distribution, at twice their rms where it is dense',
+  },
+  mismatch: {
+    share: 1e-3,
+    reason: 'beyond 4 times the allowed rms lies 1 of 16,000 of a normal distribution, and what the worst tokens add',
+  },
+  layer: {
+    factor: 10,
+    reason: 'the worst row of the residual stream, relative to itself: as the largest logit error to the rms of all',
+  },
+} as const
+
+export interface MatrixTolerance {
+  readonly rms: number
+  readonly maxAbs: number
+  readonly tie: number
+  readonly kl: number
+  readonly mismatch: number
+  /** Relative error of the worst row of the residual stream, behind any layer. */
+  readonly layer: number
+}
+
+/** What two backends of different arithmetic may be apart on `plan`, for expected logits of standard deviation `deviation`. */
+export function matrixTolerance(
+  plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
+  deviation: number,
+  bothRound: boolean,
+): MatrixTolerance {
+  const t = matrixTolerances
+  const state = plan.states.some(({ dtype }) => dtype === 'i8') ? t.q8State.rms : 0
+  const relative = Math.hypot(t[weightsClass(plan)].rms, state) * (bothRound ? t.bothRound.factor : 1)
+  const rms = relative * Math.max(1, deviation)
+  return {
+    rms,
+    maxAbs: t.largest.factor * rms,
+    tie: t.tie.factor * rms,
+    kl: t.kl.factor * rms * rms,
+    mismatch: t.mismatch.share,
+    layer: t.layer.factor * relative,
+  }
+}

@@ -105,13 +105,9 @@ const readMemory = (m: fb.Memory): Memory =>
     lowerBound: list(m.lowerBoundLength(), (i) => Number(m.lowerBound(i))),
   })
 
-/**
- * Verifies `bytes` and reads them without copying; every value is frozen. Operands, weights and states are by position
- * of the opcode's definition, absent ones undefined. Throws PLAN_INVALID or PLAN_NEWER; `path` is for the message.
- */
-export function readPlan(bytes: Uint8Array, path: string): ExecutionPlan {
-  verifyPlan(bytes, path)
-  const plan = fb.Plan.getRootAsPlan(new ByteBuffer(bytes))
+/** The plan in `buffer`, every value frozen. Only of bytes that the verifier has accepted is it a plan. */
+export function decodePlan(buffer: ByteBuffer): ExecutionPlan {
+  const plan = fb.Plan.getRootAsPlan(buffer)
   const params = plan.paramsArray() ?? new Uint8Array()
   const outputs = list(plan.outputsLength(), (i) => plan.outputs(i)!)
   return Object.freeze({
@@ -128,4 +124,13 @@ export function readPlan(bytes: Uint8Array, path: string): ExecutionPlan {
     outputs: Object.freeze(Object.fromEntries(outputs.map((each) => [each.name()!, each.register()]))),
     memory: readMemory(plan.memory()!),
   })
+}
+
+/**
+ * Verifies `bytes` and reads them without copying; every value is frozen. Operands, weights and states are by position
+ * of the opcode's definition, absent ones undefined. Throws PLAN_INVALID or PLAN_NEWER; `path` is for the message.
+ */
+export function readPlan(bytes: Uint8Array, path: string): ExecutionPlan {
+  verifyPlan(bytes, path)
+  return decodePlan(new ByteBuffer(bytes))
 }

@@ -14,7 +14,8 @@ export const TOP_LOGPROBS = 20
  * top_p < 1 or min_p > 0), else in the order of ids. u is Philox4x32-10 (Salmon et al., 2011) keyed by seed with
  * counter = position, so it depends on nothing else: u = ((x0 << 21) ^ (x1 >> 11)) * 2^-53 of its first two words.
  *
- * tokens: (1) i32. logprobs: (1 + 20) f32, log-softmax of the untouched logits at the chosen token, then at the best.
+ * tokens: (1) i32. logprobs: (1 + 20) f32, log-softmax of the untouched logits (NaN as -infinity) at the chosen token, then
+ * at the best.
  * top_tokens: (20) i32, best first, ties to the lower id; -1 beyond the number asked for.
  */
 export const sample = op({

@@ -44,7 +44,7 @@ export const gather_rows = op({
 /** Pooling modes of `pool`. */
 export const pools = { mean: 0, first: 1, last: 2 } as const
 
-/** out[s] = mean, first or last x of the sequence's tokens in this step, divided by its L2 norm when `normalize`. */
+/** out[s] = mean, first or last x of the sequence's tokens in this step, divided by its L2 norm, at least 1e-12, when `normalize`. */
 export const pool = op({
   id: 3,
   name: 'pool',

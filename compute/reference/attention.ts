@@ -101,8 +101,8 @@ function attend(call: Call, q: Float64Array, out: Float64Array, h: number, memor
   const scores = new Float64Array(to - from)
   for (let p = from; p < to; p++)
     scores[p - from] = cap(scale * dot(q, h * head_dim, keys.data, p * keys.stride + column, head_dim))
-  const best = scores.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY)
-  let sum = 0
+  let [best, sum] = [Number.NEGATIVE_INFINITY, 0]
+  for (const score of scores) best = Math.max(best, score)
   for (let i = 0; i < scores.length; i++) sum += scores[i] = Math.exp(scores[i]! - best)
   for (let p = from; p < to; p++) {
     const share = scores[p - from]! / sum
@@ -123,8 +123,9 @@ export const attention: ReferenceKernel<Ops['attention']> = (call) => {
     for (let t = step.sequenceStart[s]!; t < step.sequenceStart[s + 1]!; t++) {
       const own = states.kv ? step.positions[t]! : t - step.sequenceStart[s]!
       const to = params.causal ? own + 1 : memory.keys.rows
-      const from = params.window ? Math.max(0, own + 1 - params.window) : 0
-      for (let h = 0; h < params.heads; h++) attend(call, row(q, t), row(outputs.out, t), h, memory, from, to)
+      const from = params.causal && params.window ? Math.max(0, own + 1 - params.window) : 0
+      const [query, out] = [row(q, t), row(outputs.out, t)]
+      for (let h = 0; h < params.heads; h++) attend(call, query, out, h, memory, from, to)
     }
   }
 }

@@ -6,14 +6,18 @@ import { uniform } from './philox.ts'
 
 type Options = Readonly<Record<keyof typeof sampleParams.word, number>>
 
-const floats = new Set(Object.entries(sampleParams.fields).flatMap(([name, type]) => (type === 'f32' ? [name] : [])))
+const fields = Object.entries(sampleParams.word).map(([name, word]) => {
+  const isFloat = sampleParams.fields[name as keyof Options] === 'f32'
+  return { name: name as keyof Options, word, isFloat }
+})
 
 /** SampleParams of row r. */
 export function sampleOptions(step: Pick<ReferenceStep, 'sampling' | 'samplingF32'>, r: number): Options {
   const base = (r * sampleParams.bytes) / 4
-  const read = ([name, word]: [string, number]) =>
-    [name, (floats.has(name) ? step.samplingF32 : step.sampling)[base + word]!] as const
-  return Object.fromEntries(Object.entries(sampleParams.word).map(read)) as Options
+  const options = {} as Record<keyof Options, number>
+  for (const { name, word, isFloat } of fields)
+    options[name] = (isFloat ? step.samplingF32 : step.sampling)[base + word]!
+  return options
 }
 
 /** Adds the bias, then applies the penalties; `z` changes in place. */
@@ -31,6 +35,9 @@ function adjust(z: Float64Array, o: Options, step: ReferenceStep): void {
     z[token] = value - (count > 0 ? o.presence_penalty + count * o.frequency_penalty : 0)
   }
 }
+
+/** NaN ranks as impossible. */
+const possible = (logit: number) => (Number.isNaN(logit) ? Number.NEGATIVE_INFINITY : logit)
 
 /** Ids by value, best first, ties to the lower id. */
 const ranked = (z: Float64Array) => Array.from(z.keys()).sort((a, b) => z[b]! - z[a]! || a - b)
@@ -82,11 +89,10 @@ export const sample: ReferenceKernel<Ops['sample']> = ({ inputs, step, outputs }
     const tokens = row(outputs.tokens, r)
     tokens[0] = -1
     if (!(o.flags & sampleFlags.sample)) continue
-    const logits = row(inputs.logits, r)
-    const z = logits.slice()
+    const logits = row(inputs.logits, r).map(possible)
+    const z = row(inputs.logits, r).slice()
     adjust(z, o, step)
-    // NaN ranks as impossible.
-    for (const [id, value] of z.entries()) if (Number.isNaN(value)) z[id] = Number.NEGATIVE_INFINITY
+    for (const [id, value] of z.entries()) z[id] = possible(value)
     const token = o.temperature === 0 ? best(z) : draw(z, o)
     const normalizer = logSum(logits)
     tokens[0] = token

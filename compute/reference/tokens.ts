@@ -18,6 +18,9 @@ export const gather_rows: ReferenceKernel<Ops['gather_rows']> = ({ inputs, step,
   for (let r = 0; r < step.rows; r++) row(outputs.out, r).set(row(inputs.x, step.rowToken[r]!))
 }
 
+/** Keeps a zero vector zero, as published models normalise. */
+const LEAST_LENGTH = 1e-12
+
 export const pool: ReferenceKernel<Ops['pool']> = ({ params, inputs, step, outputs }) => {
   for (let s = 0; s < step.sequences; s++) {
     const out = row(outputs.out, s)
@@ -28,7 +31,7 @@ export const pool: ReferenceKernel<Ops['pool']> = ({ params, inputs, step, outpu
       const x = row(inputs.x, t)
       for (let c = 0; c < out.length; c++) out[c]! += x[c]! / count
     }
-    const length = params.normalize ? Math.sqrt(dot(out, 0, out, 0, out.length)) : 1
+    const length = params.normalize ? Math.max(Math.sqrt(dot(out, 0, out, 0, out.length)), LEAST_LENGTH) : 1
     for (let c = 0; c < out.length; c++) out[c]! /= length
   }
 }

@@ -40,6 +40,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   void write_state(const Napi::CallbackInfo& info);
   void set_tally(const Napi::CallbackInfo& info);
   Napi::Value tally(const Napi::CallbackInfo& info);
+  Napi::Value sentinels(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
   Napi::Value isa(const Napi::CallbackInfo& info);
   Napi::Value threads(const Napi::CallbackInfo& info);

@@ -42,6 +42,8 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
                     count(limits, "blocksPerSequence")};
   options.blocks = count(from, "blocks");
   options.slots = count(from, "slots");
+  const Napi::Value guard = reader.property(from, "guard");
+  options.guard = reader.ok() && guard.IsBoolean() && guard.As<Napi::Boolean>();
   return options;
 }
 

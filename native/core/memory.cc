@@ -97,6 +97,10 @@ Fault out_of_memory(const std::string& thing, double needed, double available) {
   return {"OUT_OF_MEMORY", {{"thing", thing}, {"needed", needed}, {"available", available}}};
 }
 
+void poison(std::span<std::byte> bytes) {
+  std::fill_n(reinterpret_cast<uint32_t*>(bytes.data()), bytes.size() / sizeof kPoison, kPoison);
+}
+
 Region::Region(Region&& other) noexcept { *this = std::move(other); }
 
 Region& Region::operator=(Region&& other) noexcept {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "status.h"
@@ -11,6 +12,11 @@ namespace ingot {
 // Bytes that this process may still take: what the machine and its control groups allow, whichever is less.
 uint64_t available_memory();
 Fault out_of_memory(const std::string& thing, double needed, double available);
+
+// A signalling NaN as f32; NaN as either half in bf16 and f16.
+inline constexpr uint32_t kPoison = 0x7fbf7fbf;
+// Fills whole words with it, from the start of one.
+void poison(std::span<std::byte> bytes);
 
 // Anonymous pages, zero until first touched; committed lazily by the kernel.
 class Region {

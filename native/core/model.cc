@@ -83,23 +83,29 @@ Fault Model::check_memory(const ModelOptions& options) const {
 
 // What check_memory has found to fit.
 Fault Model::allocate(const ModelOptions& options) {
+  if (options.guard) guard_ = std::make_unique<Guard>(plan_, options.limits);
+  const size_t band = guard_ ? Guard::kBand : 0;
   for (size_t s = 0; s < kSpaces; ++s) {
-    const size_t bytes = plan_.peak[s] * capacity(options.limits, Space(s));
+    const size_t bytes = guard_ ? guard_->arena_bytes(Space(s)) : plan_.peak[s] * capacity(options.limits, Space(s));
     if (Fault fault = Region::allocate("the activations", bytes, arenas_[s], true)) return fault;
   }
   pools_.resize(plan_.states.size());
   for (size_t i = 0; i < plan_.states.size(); ++i) {
     const PlanState& state = plan_.states[i];
     units_.push_back(state.kind == StateKind::fixed ? options.slots : options.blocks);
-    if (Fault fault = Region::allocate("the state", state.size_bytes * units_[i], pools_[i], true)) return fault;
-    states_.push_back({pools_[i].data(), state.size_bytes, state.block_tokens, state.dtype});
+    const size_t bytes = state.size_bytes * units_[i] + 2 * band;
+    if (Fault fault = Region::allocate("the state", bytes, pools_[i], true)) return fault;
+    states_.push_back({pools_[i].data() + band, state.size_bytes, state.block_tokens, state.dtype});
   }
+  scratch_.set_noisy(options.guard);
+  if (guard_) guard_->watch(arenas_, pools_, states_, units_);
   return {};
 }
 
 Matrix Model::matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const {
   const PlanRegister& r = plan_.registers[reg];
-  std::byte* base = arenas_[size_t(r.space)].data() + r.offset * capacity(limits, r.space);
+  const size_t offset = guard_ ? guard_->offset(reg) : r.offset * capacity(limits, r.space);
+  std::byte* base = arenas_[size_t(r.space)].data() + offset;
   return {base + byte_size(r.dtype, column), r.stride, 0, width, r.dtype};
 }
 

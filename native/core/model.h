@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "guard.h"
 #include "kernel.h"
 #include "memory.h"
 #include "plan_view.h"
@@ -26,6 +27,7 @@ struct ModelOptions {
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
   bool pinned = false;  // each thread to a core of its own
+  bool guard = false;   // for checks: sentinels around registers and states
 };
 
 struct MemoryUse {
@@ -39,7 +41,9 @@ class Model {
 
   // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step
   // wrote hold anything; all else is as before.
-  Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
+  // `trace`: receives what each instruction writes, its outputs' rows packed one after the other in the plan's order;
+  // exactly as large as that, or empty for none.
+  Fault step(std::span<const std::byte> step, std::span<std::byte> result, std::span<std::byte> trace = {}) noexcept;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
@@ -48,6 +52,10 @@ class Model {
   void set_tally(bool on);
   // nullptr: off. Not during a step.
   const Tally* tally() const { return tally_.get(); }
+
+  // Of a model opened with `guard`: what the last step wrote and was not to write. Not during a step.
+  std::span<const std::string> sentinels() const { return guard_ ? guard_->faults() : std::span<const std::string>(); }
+  bool guarded() const { return guard_ != nullptr; }
 
   // From any thread, also during a step.
   MemoryUse memory() const;
@@ -70,7 +78,8 @@ class Model {
   StepBounds bounds(const ModelOptions& options) const;
 
   void prepare_states(const StepView& view, class ThreadPool& pool);
-  uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally);
+  size_t trace_bytes(const Step& step) const;
+  uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally, std::byte* trace);
   void write_results(const StepView& view, class ThreadPool& pool) const;
 
   PlanView plan_;
@@ -87,6 +96,7 @@ class Model {
   Scratch scratch_;
   std::atomic<uint64_t> scratch_bytes_{0};
   std::unique_ptr<Tally> tally_;
+  std::unique_ptr<Guard> guard_;  // nullptr: off
   const char* running_ = "";      // label of the running instruction, for faults
 };
 

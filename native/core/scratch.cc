@@ -20,6 +20,12 @@ Scratch::~Scratch() {
 std::byte* Scratch::take_bytes(size_t bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
   bytes = (bytes + 63) / 64 * 64;
+  std::byte* taken = reserve(bytes);
+  if (noisy_) poison({taken, bytes});
+  return taken;
+}
+
+std::byte* Scratch::reserve(size_t bytes) {
   wanted_ += bytes;
   if (bytes <= region_.size() - used_) {
     std::byte* taken = region_.data() + used_;

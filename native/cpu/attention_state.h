@@ -56,12 +56,6 @@ struct Int8State : StateElements<int8_t, 2> {
   }
 };
 
-inline float largest_magnitude(const float* x, size_t n) {  // n a multiple of 16
-  Vec most = zero();
-  for (size_t i = 0; i < n; i += kLanes) most = max(most, abs(load(x + i)));
-  return reduce_max(most);
-}
-
 // Calls f with the type that describes a state of `dtype`.
 template <class F>
 void with_state(DType dtype, const F& f) {
@@ -139,12 +133,18 @@ struct Pages {
   }
 
  private:
-  // Scales a head to magnitudes up to 127; returns what takes it back.
+  // Scales a head to magnitudes up to 127; returns what takes it back: NaN where an element is NaN or infinite.
   float scale(float* x) const {
-    const float most = largest_magnitude(x, dim);
+    Vec magnitudes = zero(), none = zero();
+    for (size_t i = 0; i < dim; i += kLanes) {
+      const Vec v = load(x + i);
+      magnitudes = max(magnitudes, abs(v));
+      none = none + (v - v);
+    }
+    const float most = reduce_max(magnitudes);
     const Vec inverse = set(most == 0 ? 0.0f : 127.0f / most);
     for (size_t i = 0; i < dim; i += kLanes) store(x + i, load(x + i) * inverse);
-    return most / 127.0f;
+    return most / 127.0f + reduce_add(none);
   }
 };
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -300,6 +301,59 @@ void reports_what_a_kernel_throws() {
   CHECK(!sound->step(step.bytes, step.result));  // the pool is free again
 }
 
+// Each kernel leaves its operands in one way, and the sentinels say which.
+void sees_what_a_kernel_overwrites() {
+  using Write = void (*)(const Context&, const Call&);
+  const struct { const char* name; uint16_t opcode; Write write; } cases[] = {
+      {"", op::glu::id, [](const Context&, const Call&) {}},
+      {"register layers.0.glu.out: what lies past its 5 rows was written", op::glu::id,
+       [](const Context&, const Call& call) { *call.outputs[0].row<float>(call.outputs[0].rows) = 1; }},
+      {"register layers.0.glu.out: what lies before its first row was written", op::glu::id,
+       [](const Context&, const Call& call) { call.outputs[0].row<float>(0)[-1] = 1; }},
+      {"state layers.0.kv: what lies before its first unit was written", op::attention::id,
+       [](const Context&, const Call& call) { call.states[0].base[-1] = std::byte{1}; }},
+      {"state layers.0.kv: what lies past its last unit was written", op::attention::id,
+       [](const Context&, const Call& call) { call.states[0].base[7 * call.states[0].size] = std::byte{1}; }},
+      {"state layers.0.kv: unit 4, which holds no token of the step, was written", op::attention::id,
+       [](const Context&, const Call& call) { call.states[0].base[4 * call.states[0].size] ^= std::byte{1}; }},
+      {"", op::attention::id,  // the dump
+       [](const Context&, const Call& call) { call.states[0].base[0] = std::byte{1}; }},
+  };
+  static Write write;
+  for (const auto& each : cases) {
+    Package package("decoder.bin");
+    package.options.guard = true;
+    KernelTable table = fake_table();
+    write = each.write;
+    table.kernels[each.opcode] = [](const Context& context, const Call& call) { fake(context, call), write(context, call); };
+    const auto model = package.open(table);
+    StepBytes step;
+    for (int i = 0; i < 2; ++i) {
+      CHECK(!model->step(step.bytes, step.result));
+      CHECK(model->sentinels().empty() == !*each.name);
+      if (*each.name) CHECK(model->sentinels()[0] == each.name);
+    }
+  }
+}
+
+// What nothing has written is NaN: registers, scratch, and units of states.
+void hands_out_nothing_but_nan() {
+  Package package("decoder.bin");
+  package.options.guard = true;
+  KernelTable table = fake_table();
+  table.kernels[op::embed::id] = [](const Context& context, const Call& call) {
+    for (uint32_t c = 0; c < call.outputs[0].width; ++c) CHECK(std::isnan(call.outputs[0].row<float>(0)[c]));
+    const float* scratch = context.scratch.take<float>(100);
+    for (int i = 0; i < 100; ++i) CHECK(std::isnan(scratch[i]));
+    fake(context, call);
+  };
+  const auto model = package.open(table);
+  StepBytes step;
+  for (int i = 0; i < 2; ++i) CHECK(!model->step(step.bytes, step.result));
+  const auto unit = model->unit(0, 4);
+  for (size_t i = 0; i + 4 <= unit.size(); i += 4) CHECK(std::isnan(*reinterpret_cast<const float*>(unit.data() + i)));
+}
+
 void refuses_what_does_not_fit() {
   using Change = void (*)(ModelOptions&, WeightFile&, std::vector<WeightRange>&);
   const struct { const char* code; Change change; } cases[] = {
@@ -342,5 +396,7 @@ int main() {
   tallies_when_asked();
   resets_slots();
   reports_what_a_kernel_throws();
+  sees_what_a_kernel_overwrites();
+  hands_out_nothing_but_nan();
   refuses_what_does_not_fit();
 }

@@ -7,25 +7,33 @@ import { QUANT_GROUP } from '../../abi/ops/define.ts'
 import type { OpName } from '../../abi/ops/index.ts'
 import type { GraphBuilder, Value } from '../../models/graph.ts'
 import type { BatchInput, SequenceInput } from '../batch.ts'
-import { ACCUMULATION, opTolerances, roundoff } from '../tolerances.ts'
+import { ACCUMULATION, type NonFinite, opTolerances, roundoff } from '../tolerances.ts'
+import type { Fill } from './generate.ts'
 
 export type FloatDType = 'f32' | 'f16' | 'bf16'
 /** dtypes of matrices: q8 and q4 are made from float32, where K is at least one group. */
 export type MatrixDType = FloatDType | 'q8' | 'q4'
 export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
 
+export type StateDType = FloatDType | 'i8'
+
 export const isQuantized = (dtype: MatrixDType): dtype is 'q8' | 'q4' => dtype === 'q8' || dtype === 'q4'
 
-/** A tensor of the case's checkpoint: values in [-1, 1). */
+/** A tensor of the case's checkpoint. */
 export interface CaseTensor {
   readonly name: string
   readonly shape: readonly [number] | readonly [number, number]
   readonly dtype: FloatDType
+  /** What becomes of values that are uniform in [-1, 1); absent: they stay. */
+  readonly fill?: Fill | undefined
 }
 
 export interface OpCase {
   readonly op: OpName
   readonly name: string
+  /** dtype of its matrix, when it reads one, and of its state, when it has one: its cell in a report. */
+  readonly weights?: MatrixDType
+  readonly state?: StateDType
   /** Of the plan; token ids are below it. */
   readonly vocab: number
   readonly tensors: readonly CaseTensor[]
@@ -36,15 +44,24 @@ export interface OpCase {
   readonly steps: readonly BatchInput[]
   /** Largest absolute error of an output. */
   readonly tolerance: number
+  /** What an output owes where the reference's is no number; absent: what the opcode's rule in tolerances.ts says. */
+  readonly nonFinite?: NonFinite | undefined
 }
 
-/** Shapes around the edges of tiles and vectors. */
-export const sizes = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65] as const
+/** 1, odd, and around the edges of tiles and vectors. */
+export const sizes = [1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65] as const
+/** Around the edges of blocks of K that share a scale, and beyond two. */
+export const longSizes = [127, 128, 129, 255, 256, 257, 700, 1025] as const
 /** Name and label of the embedding that feeds a case, and its rows. */
 export const INPUT = 'input'
 export const INPUT_ROWS = 67
 
-export const inputTensor = (width: number): CaseTensor => ({ name: INPUT, shape: [INPUT_ROWS, width], dtype: 'f32' })
+export const inputTensor = (width: number, fill?: Fill): CaseTensor => ({
+  name: INPUT,
+  shape: [INPUT_ROWS, width],
+  dtype: 'f32',
+  fill,
+})
 export const rowTensor = (name: string, n: number): CaseTensor => ({ name, shape: [n], dtype: 'f32' })
 /** A matrix as the checkpoint of a case stores it. */
 export const matrixTensor = (name: string, rows: number, cols: number, dtype: MatrixDType): CaseTensor => ({
@@ -81,11 +98,6 @@ export const prompt = (count: number, rest: Partial<SequenceInput> = {}): Sequen
   ...rest,
 })
 
-/** One sequence at the token counts where a kernel may change its path. */
-export const countSteps: readonly BatchInput[] = [1, 2, 15, 16, 17, 33, 64].map((count) => ({
-  sequences: [prompt(count)],
-}))
-
 /** c * eps * sqrt(K) * scale of the opcode (parity/tolerances.ts). */
 export const bound = (op: OpName, k: number, eps: number = roundoff.f32, scale = 1) =>
   opTolerances[op].c * eps * Math.sqrt(k) * scale
@@ -97,5 +109,5 @@ function inputRoundoff(dtype: MatrixDType, k: number): number {
 }
 
 /** Bound of a product over K: rounding of the inputs, and of the sum. */
-export const productBound = (op: 'linear' | 'logits', k: number, dtype: MatrixDType) =>
+export const productBound = (op: 'linear' | 'logits' | 'moe', k: number, dtype: MatrixDType) =>
   bound(op, k, inputRoundoff(dtype, k)) + ACCUMULATION * roundoff.f32 * Math.sqrt(k)

@@ -2,13 +2,13 @@
 import { activations } from '../../abi/ops/define.ts'
 import {
   bound,
-  countSteps,
   gathered,
   INPUT,
   INPUT_ROWS,
   inputs,
   inputTensor,
   isQuantized,
+  longSizes,
   type MatrixDType,
   matrixDTypes,
   matrixTensor,
@@ -19,159 +19,257 @@ import {
   rowTensor,
   sizes,
 } from './case.ts'
+import { amplitude, type BatchName, batches, describe, type FillName, fills, generate, within } from './generate.ts'
 
-const quantized = (dtype: MatrixDType) => (isQuantized(dtype) ? { quantize: dtype } : {})
+/** The cell of a matrix dtype, and how the plan's matrices come to have it. */
+export const stored = (dtype: MatrixDType) => ({ weights: dtype, ...(isQuantized(dtype) && { quantize: dtype }) })
+
+interface Embed {
+  readonly width: number
+  readonly fill: FillName
+  readonly batch: BatchName
+  readonly scale: number
+  readonly positions: boolean
+  readonly types: boolean
+}
+
+/** Of a table of positions: the context, and an offset. */
+const POSITIONS = 2050
+const OFFSET = 2
+
+const embedCase = (dtype: MatrixDType, shape: Embed): OpCase => {
+  const { width, fill, scale, positions, types } = shape
+  return {
+    op: 'embed',
+    name: `${dtype}, ${describe(shape)}`,
+    vocab: INPUT_ROWS,
+    tensors: [
+      { ...matrixTensor('table', INPUT_ROWS, width, dtype), fill: fills[fill] },
+      { name: 'positions', shape: [POSITIONS, width], dtype: 'f32' },
+      { name: 'types', shape: [2, width], dtype: 'f32' },
+    ],
+    ...stored(dtype),
+    build: (graph) => {
+      const weights = {
+        table: graph.weight('table', [INPUT_ROWS, width]),
+        positions: positions ? graph.weight('positions', [POSITIONS, width]) : undefined,
+        types: types ? graph.weight('types', [2, width]) : undefined,
+      }
+      const extra = {
+        ...(positions && { positions: POSITIONS, position_offset: OFFSET }),
+        ...(types && { types: 2 }),
+      }
+      outputTokens(
+        graph,
+        graph.add('embed', 'embed', { weights, params: { vocab: INPUT_ROWS, width, scale, ...extra } }).out,
+      )
+    },
+    steps: [
+      ...batches[shape.batch],
+      {
+        sequences: [prompt(33, { position: 7 }), prompt(3, { slot: 2, position: POSITIONS - OFFSET - 3, blocks: [] })],
+      },
+    ],
+    tolerance: bound('embed', 1, undefined, 3 * amplitude(fill)),
+  }
+}
 
 export const embedCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) =>
-  sizes.map((width): OpCase => {
-    const positions = width % 2 ? 70 : 0
-    return {
-      op: 'embed',
-      name: `${dtype}, width ${width}${positions ? ', positions and types' : ''}`,
-      vocab: INPUT_ROWS,
-      tensors: [
-        matrixTensor('table', INPUT_ROWS, width, dtype),
-        { name: 'positions', shape: [2050, width], dtype: 'f32' },
-        { name: 'types', shape: [2, width], dtype: 'f32' },
-      ],
-      ...quantized(dtype),
-      build: (graph) => {
-        const table = graph.weight('table', [INPUT_ROWS, width])
-        const extra = positions
-          ? { positions: graph.weight('positions', [2050, width]), types: graph.weight('types', [2, width]) }
-          : {}
-        const more = positions ? { positions: 2050, position_offset: 2, types: 2 } : {}
-        const params = { vocab: INPUT_ROWS, width, scale: 1.5, ...more }
-        outputTokens(graph, graph.add('embed', 'embed', { weights: { table, ...extra }, params }).out)
-      },
-      steps: [...countSteps.slice(0, 2), { sequences: [prompt(33, { position: 7 }), prompt(3, { slot: 2 })] }],
-      tolerance: bound('embed', 1, undefined, 3),
-    }
-  }),
+  generate<Embed>(
+    { width: 33, fill: 'plain', batch: 'few', scale: 1.5, positions: false, types: false },
+    {
+      width: [...sizes, 257],
+      fill: isQuantized(dtype) ? ['large'] : ['large', 'nan', 'infinite'],
+      batch: ['ragged'],
+      scale: [1, -2],
+      positions: [true],
+      types: [true],
+    },
+    6,
+  ).map((shape) => embedCase(dtype, shape)),
 )
 
-/** (n, k) with each size on one side, an odd one on the other, and one beyond a block of K. */
-const shapes: readonly (readonly [n: number, k: number])[] = [
-  ...sizes.map((n) => [n, 33] as const),
-  ...sizes.map((k) => [17, k] as const),
-  [130, 700],
-]
-
-interface Epilogue {
-  readonly name: string
-  readonly bias?: boolean
-  readonly residual?: boolean
-  readonly activation?: number
-  readonly norm?: boolean
-  readonly branches?: 2
+interface Linear {
+  readonly n: number
+  readonly k: number
+  readonly fill: FillName
+  readonly batch: BatchName
+  readonly bias: boolean
+  readonly residual: boolean
+  readonly activation: keyof typeof activations
+  readonly norm: boolean
+  readonly branches: 1 | 2
 }
-const epilogues: readonly Epilogue[] = [
-  { name: 'bias', bias: true },
-  { name: 'residual', residual: true },
-  { name: 'gelu', activation: activations.gelu },
-  { name: 'bias, silu, residual', bias: true, activation: activations.silu, residual: true },
-  { name: 'norm', norm: true },
-  { name: 'norm, bias, gelu_tanh', norm: true, bias: true, activation: activations.gelu_tanh },
-]
-const branched: readonly Epilogue[] = [
-  { name: 'two branches', branches: 2 },
-  { name: 'two branches, silu', branches: 2, activation: activations.silu },
-  {
-    name: 'norm, two branches, bias, gelu, residual',
-    norm: true,
-    branches: 2,
-    bias: true,
-    residual: true,
-    activation: activations.gelu,
-  },
-]
 
-function linearCase(dtype: MatrixDType, n: number, k: number, epilogue: Epilogue): OpCase {
-  const { branches = 1, norm } = epilogue
+/** Largest sum of K products of a weight in [-1, 1) and an input of size 1, of the few 1e4 of a case: four deviations. */
+const largestSum = (k: number) => (4 / 3) * Math.sqrt(k)
+
+/** By how much an error of a product grows on its way out. */
+function linearScale({ k, fill, norm, activation, branches }: Linear): number {
+  // Normed inputs, as the weights of the norm, are a few times larger.
+  const input = norm ? 4 : amplitude(fill)
+  // A branch multiplies the error of the other, and a square has the slope of its argument.
+  const factor = 2 * input * largestSum(k)
+  return input * (branches === 2 ? factor : 1) * (activation === 'relu2' ? factor : 1)
+}
+
+function linearCase(dtype: MatrixDType, shape: Linear): OpCase {
+  const { n, k, branches, norm } = shape
   const rows = branches * n
   // Weights of two branches are stored in another order than the checkpoint's.
   const order = branches === 2 ? { branches } : {}
-  // Normed inputs, as the weights of the norm, are a few times larger; a branch multiplies the error of the other.
-  const scale = (norm ? 4 : 1) * (branches === 2 ? (norm ? 4 : 1) * 2 * (4 / 3) * Math.sqrt(k) : 1)
   return {
     op: 'linear',
-    name: `${dtype}, ${n} x ${k}${epilogue.name && `, ${epilogue.name}`}`,
+    name: `${dtype}, ${describe({ ...shape, activation: shape.activation === 'none' ? 0 : shape.activation })}`,
     vocab: INPUT_ROWS,
     tensors: [
-      inputTensor(k + n),
+      inputTensor(k + n, within(shape.fill, 0, k)),
       matrixTensor('weight', rows, k, dtype),
       rowTensor('bias', rows),
       rowTensor('norm', k),
     ],
-    ...quantized(dtype),
+    ...stored(dtype),
     build: (graph) => {
       const [x, residual] = inputs(graph, k, n)
       const out = graph.add('linear', 'linear', {
-        inputs: { x: x!, residual: epilogue.residual ? residual : undefined },
+        inputs: { x: x!, residual: shape.residual ? residual : undefined },
         weights: {
           weight: { ...graph.weight('weight', [rows, k]), ...order },
-          bias: epilogue.bias ? { ...graph.weight('bias', [rows]), ...order } : undefined,
+          bias: shape.bias ? { ...graph.weight('bias', [rows]), ...order } : undefined,
           norm: norm ? graph.weight('norm', [k]) : undefined,
         },
         params: {
           n,
           k,
           branches,
-          activation: epilogue.activation ?? 0,
-          ...(norm && { norm_eps: 1e-6, norm_offset: 1 }),
+          activation: activations[shape.activation],
+          ...(norm && { norm_eps: 1e-5, norm_offset: 1 }),
         },
       }).out
       outputTokens(graph, out)
     },
-    steps: countSteps,
-    tolerance: productBound('linear', k + 2, dtype) * scale,
+    steps: batches[shape.batch],
+    tolerance: productBound('linear', k + 2, dtype) * linearScale(shape),
   }
 }
 
-export const linearCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) => [
-  ...shapes.map(([n, k]) => linearCase(dtype, n, k, { name: '' })),
-  ...epilogues.map((epilogue) => linearCase(dtype, 33, 65, epilogue)),
-  ...branched.flatMap((epilogue) => [16, 80].map((n) => linearCase(dtype, n, n === 16 ? 33 : 96, epilogue))),
-])
+const linear: Linear = {
+  n: 33,
+  k: 65,
+  fill: 'plain',
+  batch: 'counts',
+  bias: false,
+  residual: false,
+  activation: 'none',
+  norm: false,
+  branches: 1,
+}
+const soundBranches = ({ n, branches }: Linear) => branches === 1 || n % 16 === 0
+/** An infinity comes out of int8 products as NaN, which no function makes a number again. */
+const bounded = (dtype: MatrixDType, fill: FillName, bounds: boolean) =>
+  isQuantized(dtype) && fill === 'infinite' && bounds
 
-/** Logits over `vocab` from rows of `k`; `tied`: the table of the embedding is the head. */
-function logitsCase(
-  dtype: MatrixDType,
-  vocab: number,
-  k: number,
-  params: { scale?: number; softcap?: number },
-): OpCase {
+export const linearCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) => {
+  const names = Object.keys(activations) as Linear['activation'][]
+  const shapes = [
+    ...generate<Linear>(
+      linear,
+      {
+        n: [...sizes, 130],
+        k: [...sizes, ...longSizes],
+        fill: ['large', 'ties', 'nan', 'infinite'],
+        batch: ['ragged'],
+        bias: [true],
+        residual: [true],
+        activation: dtype === 'f32' ? names : ['gelu', 'relu2'],
+        norm: [true],
+      },
+      10,
+      ({ fill, activation }) => !bounded(dtype, fill, activation !== 'none'),
+    ),
+    ...generate<Linear>({ ...linear, norm: true }, { k: sizes, fill: ['tiny', 'large', 'nan'], bias: [true] }),
+    ...generate<Linear>(
+      { ...linear, n: 16, branches: 2 },
+      {
+        n: [32, 48, 80, 128],
+        k: [31, 64, 96, 257],
+        activation: ['silu', 'gelu'],
+        residual: [true],
+        bias: [true],
+        norm: [true],
+        fill: ['large', 'nan'],
+      },
+      6,
+      soundBranches,
+    ),
+  ]
+  const byName = new Map(shapes.map((shape) => [describe(shape), shape]))
+  return [...byName.values()].map((shape) => linearCase(dtype, shape))
+})
+
+interface Logits {
+  readonly vocab: number
+  readonly k: number
+  readonly fill: FillName
+  readonly scale: number
+  readonly softcap: number
+  readonly bias: boolean
+}
+
+/** Logits over `vocab` from rows of `k`. */
+function logitsCase(dtype: MatrixDType, shape: Logits): OpCase {
+  const { vocab, k, scale, softcap } = shape
+  const rows = Math.max(vocab, INPUT_ROWS)
   const ids = (count: number) => Array.from({ length: count }, (_, i) => (i * 31 + 7) % Math.min(vocab, INPUT_ROWS))
   const step = (count: number) => ({ sequences: [prompt(count, { tokens: ids(count) })] })
   return {
     op: 'logits',
-    name: `${dtype}, ${vocab} x ${k}${params.softcap ? ', capped' : ''}`,
+    name: `${dtype}, ${describe(shape)}`,
     vocab,
     tensors: [
-      { name: INPUT, shape: [Math.max(vocab, INPUT_ROWS), k], dtype: 'f32' },
+      { name: INPUT, shape: [rows, k], dtype: 'f32', fill: fills[shape.fill] },
       matrixTensor('head', vocab, k, dtype),
       rowTensor('bias', vocab),
     ],
-    ...quantized(dtype),
+    ...stored(dtype),
     build: (graph) => {
-      const rows = Math.max(vocab, INPUT_ROWS)
       const table = graph.weight(INPUT, [rows, k])
       const x = graph.add('embed', INPUT, { weights: { table }, params: { vocab: rows, width: k } }).out
-      const head = { weight: graph.weight('head', [vocab, k]), bias: graph.weight('bias', [vocab]) }
+      const bias = shape.bias ? graph.weight('bias', [vocab]) : undefined
       const { out } = graph.add('logits', 'logits', {
         inputs: { x: gathered(graph, x) },
-        weights: head,
-        params: { vocab, k, ...params },
+        weights: { weight: graph.weight('head', [vocab, k]), bias },
+        params: { vocab, k, scale, softcap },
       })
       graph.output('logits', out)
     },
-    steps: [step(1), step(17), { sequences: [prompt(9, { tokens: ids(9), rows: [8, 2] })] }],
-    tolerance: productBound('logits', k + 1, dtype) * (params.scale ?? 1),
+    steps: [
+      step(1),
+      step(17),
+      {
+        sequences: [
+          prompt(9, { tokens: ids(9), rows: [8, 2] }),
+          prompt(3, { slot: 2, tokens: ids(3), rows: [2] }),
+          prompt(1, { slot: 3, tokens: ids(2).slice(-1) }),
+        ],
+      },
+    ],
+    tolerance: productBound('logits', k + 1, dtype) * Math.max(1, Math.abs(scale)) * amplitude(shape.fill),
   }
 }
 
-export const logitsCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) => [
-  ...sizes.map((vocab) => logitsCase(dtype, vocab, 65, {})),
-  logitsCase(dtype, 515, 96, { scale: 0.5 }),
-  logitsCase(dtype, 33, 64, { scale: 2, softcap: 3 }),
-])
+export const logitsCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) =>
+  generate<Logits>(
+    { vocab: 33, k: 65, fill: 'plain', scale: 1, softcap: 0, bias: true },
+    {
+      vocab: [...sizes, 515],
+      k: [...sizes, 96, 257, 700],
+      fill: ['large', 'ties', 'nan', 'infinite'],
+      scale: [0.5, 2],
+      softcap: [3, 30],
+      bias: [false],
+    },
+    4,
+    ({ fill, softcap }) => !bounded(dtype, fill, softcap > 0),
+  ).map((shape) => logitsCase(dtype, shape)),
+)

@@ -13,13 +13,18 @@ import type { ModelShape } from '../../models/topology.ts'
 import { writePlan } from '../../plans/write.ts'
 import { random } from '../random.ts'
 import { type CaseTensor, type FloatDType, INPUT, type OpCase } from './case.ts'
+import { POISON } from './sentinels.ts'
 
 const elements = (shape: readonly number[]) => shape.reduce((product, size) => product * size, 1)
 
-/** Values in [-1, 1), seeded by the name. */
-function values(name: string, count: number): Float64Array {
+/** Values in [-1, 1), seeded by the name, and what the tensor's fill makes of them. */
+function values({ name, shape, fill }: CaseTensor): Float64Array {
   const next = random([...name].reduce((seed, char) => Math.imul(seed, 31) + char.charCodeAt(0), 1))
-  return Float64Array.from({ length: count }, () => 2 * next() - 1)
+  const made = new Float64Array(elements(shape))
+  for (let i = 0; i < made.length; i++) made[i] = 2 * next() - 1
+  const width = shape.at(-1)!
+  if (fill) for (let i = 0; i < made.length; i++) made[i] = fill(made[i]!, Math.floor(i / width), i % width, width)
+  return made
 }
 
 function encode(dtype: FloatDType, exact: Float64Array): Uint8Array {
@@ -38,7 +43,7 @@ export interface MadeUp {
 }
 
 export function madeUp(tensors: readonly CaseTensor[]): MadeUp {
-  const bytes = new Map(tensors.map((t) => [t.name, encode(t.dtype, values(t.name, elements(t.shape)))]))
+  const bytes = new Map(tensors.map((t) => [t.name, encode(t.dtype, values(t))]))
   const entry = ({ name, shape, dtype }: CaseTensor): TensorEntry => ({
     name,
     shape,
@@ -54,6 +59,8 @@ export function madeUp(tensors: readonly CaseTensor[]): MadeUp {
 }
 
 const ALIGN = 64
+/** NaN before, between and behind the tensors of a weights file: whatever reads past one shows. */
+const BAND = new Uint8Array(new Uint32Array(1024).fill(POISON).buffer)
 
 /** Lowers `graph`, packs its weights into one file of `folder` and locates them there. */
 export async function packageGraph(
@@ -68,13 +75,13 @@ export async function packageGraph(
   for await (const { index, bytes } of packWeights(weights, read, new Pacer())) chunks[index]!.push(bytes.slice())
   const file = join(folder, `${name.replace(/[^\w.-]+/g, '_')}.weights`)
   const tensors = new Map<string, StoredTensor>()
-  const parts: Uint8Array[] = []
-  let end = 0
+  const parts: Uint8Array[] = [BAND]
+  let end = BAND.length
   for (const [index, { tensor }] of weights.entries()) {
     tensors.set(tensor.name, { file, offset: end, bytes: tensor.bytes })
-    const padding = (ALIGN - (tensor.bytes % ALIGN)) % ALIGN
-    parts.push(...chunks[index]!, new Uint8Array(padding))
-    end += tensor.bytes + padding
+    const padding = BAND.subarray(0, BAND.length - (tensor.bytes % ALIGN))
+    parts.push(...chunks[index]!, padding)
+    end += tensor.bytes + padding.length
   }
   await writeFile(file, Buffer.concat(parts))
   return { path: name, plan, planBytes: writePlan(plan), tensors }

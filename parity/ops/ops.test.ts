@@ -1,39 +1,42 @@
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { addon } from '../../abi/native.ts'
 import { opNames } from '../../abi/ops/index.ts'
-import { cpuTable } from '../../compute/cpu.ts'
 import { cpuBackend } from '../../compute/cpu-backend.ts'
-import { referenceBackend } from '../../compute/reference.ts'
 import { verifyPlan } from '../../plans/verify.ts'
+import { type BackendRow, conformance } from '../conformance.ts'
 import { opCases } from './cases.ts'
-import { choices, distance, magnitude, runSteps } from './compare.ts'
-import { packageCase } from './open.ts'
+import { magnitude } from './compare.ts'
+import { Suite } from './suite.ts'
 
-let folder: string
+let suite: Suite
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'ingot-ops-'))
+  suite = await Suite.open()
 })
-afterAll(() => rm(folder, { recursive: true }))
+afterAll(() => suite[Symbol.asyncDispose]())
 
-it('has cases for every opcode that the CPU runs', () => {
-  const supported = opNames.filter((name) => !('unsupported' in cpuTable[name]))
-  expect(supported.filter((name) => !opCases[name]?.length)).toEqual([])
-})
+const [best, ...others] = addon().machine().available
+const row = (isa: string | undefined): BackendRow => ({ name: 'cpu', backend: cpuBackend, isa })
 
-for (const [op, cases] of Object.entries(opCases))
-  describe(op, () => {
-    it.each(cases.map((opCase) => [opCase.name, opCase] as const))('%s', async (_, opCase) => {
-      const pkg = await packageCase(opCase, folder)
-      verifyPlan(pkg.planBytes, opCase.name)
-      const expected = await runSteps(referenceBackend, pkg, opCase.steps)
-      expect(magnitude(expected)).toBeGreaterThan(0.01)
-      for (const isa of addon().machine().available) {
-        const actual = await runSteps(cpuBackend, pkg, opCase.steps, isa)
-        expect(distance(expected, actual), `largest error on ${isa}`).toBeLessThanOrEqual(opCase.tolerance)
-        expect(choices(actual).join(), `tokens on ${isa}`).toBe(choices(expected).join())
-      }
-    })
+describe.each(opNames)('%s', (op) => {
+  it('conforms on the best instruction set of the CPU', async () => {
+    const report = await conformance(row(best), { suite, ops: [op] })
+    expect(report.cells.flatMap(({ failures }) => failures)).toEqual([])
+    expect(report).toMatchObject({ pass: true, isa: best, staleExpectations: [] })
   })
+
+  it('has cases by other names, of sound plans, whose outputs do not vanish', async () => {
+    const cases = opCases[op]
+    expect(new Set(cases.map(({ name }) => name)).size).toBe(cases.length)
+    for (const opCase of cases) {
+      const { pkg, expected } = await suite.prepare(opCase)
+      verifyPlan(pkg.planBytes, opCase.name)
+      expect(magnitude(await expected()), opCase.name).toBeGreaterThan(0.01)
+    }
+  })
+})
+
+it.each(others)('a slice of every opcode conforms on %s', async (isa) => {
+  const report = await conformance(row(isa), { suite, slice: 'thin' })
+  expect(report.cells.flatMap(({ failures }) => failures)).toEqual([])
+  expect(report).toMatchObject({ pass: true, isa })
+})

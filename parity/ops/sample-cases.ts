@@ -2,8 +2,12 @@
 import { sampleFlags } from '../../abi/step.ts'
 import type { BatchInput, SampleInput } from '../batch.ts'
 import { bound, gathered, INPUT, INPUT_ROWS, type OpCase, prompt } from './case.ts'
+import { amplitude, describe, type FillName, fills, generate } from './generate.ts'
 
 const history = { history: [3, 5, 5, 1, 3, 9, 9, 9], history_prompt: 3 }
+
+/** Ties, one logit that takes all, and what is no number. */
+const unusual = ['ties', 'equal', 'wide', 'large', 'nan', 'infinite'] as const
 
 /** Options by row of a step. */
 const options: readonly SampleInput[] = [
@@ -25,6 +29,10 @@ const options: readonly SampleInput[] = [
   { presence_penalty: 0.4, frequency_penalty: 0.2, ...history },
   { presence_penalty: -0.4, temperature: 1, ...history },
   { temperature: 1, repetition_penalty: 1.1, presence_penalty: 0.1, frequency_penalty: 0.1, top_p: 0.8, ...history },
+  // Half of 33 tokens, logits of either sign: what a penalty does to those below 0 decides.
+  { temperature: 1, repetition_penalty: 5, history: Array.from({ length: 16 }, (_, i) => 2 * i), history_prompt: 3 },
+  // Only what was put out is likely, and the newest of it stands there once.
+  { presence_penalty: -9, history: [2, 8, 4, 6, 7], history_prompt: 2 },
   { bias: [[2, 5]] },
   {
     bias: [
@@ -54,13 +62,20 @@ function steps(vocab: number): BatchInput[] {
   }))
 }
 
-export const sampleCases: readonly OpCase[] = [1, 2, 15, 16, 17, 33, 515, 4096].map((vocab) => {
+const base: { readonly vocab: number; readonly fill: FillName } = { vocab: 33, fill: 'plain' }
+const shapes = [
+  ...generate(base, { vocab: [1, 2, 15, 16, 1024, 1025, 2049], fill: unusual }),
+  ...generate({ ...base, vocab: 17 }, { fill: unusual }),
+  ...generate({ ...base, vocab: 515 }, { fill: unusual }),
+]
+
+export const sampleCases: readonly OpCase[] = shapes.map(({ vocab, fill }) => {
   const rows = Math.max(vocab, INPUT_ROWS)
   return {
     op: 'sample',
-    name: `vocabulary ${vocab}`,
+    name: describe({ vocab, fill }),
     vocab,
-    tensors: [{ name: 'logits', shape: [rows, vocab], dtype: 'bf16' }],
+    tensors: [{ name: 'logits', shape: [rows, vocab], dtype: 'f32', fill: fills[fill] }],
     build: (graph) => {
       const table = graph.weight('logits', [rows, vocab])
       const wide = graph.add('embed', INPUT, {
@@ -76,6 +91,6 @@ export const sampleCases: readonly OpCase[] = [1, 2, 15, 16, 17, 33, 515, 4096].
     },
     steps: steps(vocab),
     // a log-probability is at most the spread of the logits plus ln(vocab)
-    tolerance: bound('sample', 1, undefined, 8 + Math.log(vocab)),
+    tolerance: bound('sample', 1, undefined, 8 * amplitude(fill) + Math.log(vocab)),
   } satisfies OpCase
 })

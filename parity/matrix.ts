@@ -1,0 +1,419 @@
+/**
+ * The model parity matrix: every pair of backends, on every model, precision and shape. One more backend is one more row.
+ *
+ * The reference answers the prompts once for all shapes: its answer has no batch (compute/reference/runner.test.ts). Every
+ * other row runs each shape as it is. One shape of text and one of random ids also judge every instruction alone
+ * (parity/alone.ts), on the activations that it really had: an error that the logits hide still shows where it is made.
+ */
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { addon, packageRoot } from '../abi/native.ts'
+import { fail, IngotError } from '../errors.ts'
+import { Tokenizer } from '../inference/text/tokenizer.ts'
+import { type Package, weightsHash } from '../models/package.ts'
+import { judgeAlone } from './alone.ts'
+import { codeDigest, kernelDigest } from './code.ts'
+import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
+import { allowances, findDivergence } from './divergence.ts'
+import { type Comparison, compareRuns } from './matrix-cell.ts'
+import {
+  type Divergence,
+  MATRIX_FORMAT,
+  MATRIX_VERSION,
+  type MatrixCell,
+  type MatrixModelInfo,
+  type MatrixReport,
+  type MatrixRow,
+  type MatrixShape,
+  type OpErrors,
+} from './matrix-report.ts'
+import { layersOf, type Run, runShape } from './matrix-run.ts'
+import type { BackendRow } from './steps.ts'
+import { aloneTolerances, matrixTolerances, weightsClass } from './tolerances.ts'
+
+export type { MatrixReport } from './matrix-report.ts'
+export type { BackendRow } from './steps.ts'
+
+export interface MatrixModel {
+  readonly name: string
+  readonly precision: string
+  readonly pkg: Package
+}
+
+export interface MatrixOptions {
+  readonly seed?: number
+  readonly onProgress?: (done: number, total: number, what: string) => void
+}
+
+/** A shape with its prompts. */
+interface Work {
+  readonly shape: MatrixShape
+  readonly prompts: readonly (readonly number[])[]
+}
+
+/** Prompts of text, where the package can read text. */
+async function textPrompts(pkg: Package): Promise<number[][]> {
+  const { vocabulary, tokenizerPath, tokenizerJson, tokenizerConfigJson: config, chatTemplate } = pkg
+  const source = vocabulary && tokenizerPath !== undefined ? { path: tokenizerPath, vocabulary } : tokenizerJson
+  if (source === undefined) return []
+  const tokenizer = new Tokenizer({ tokenizer: source, config, chatTemplate }, pkg.path)
+  try {
+    const ids = await Promise.all(passages.map(({ text }) => tokenizer.encode(text)))
+    return ids.map((each, i) => [...each.subarray(0, passages[i]!.tokens)])
+  } finally {
+    await tokenizer.dispose()
+  }
+}
+
+async function workOf({ pkg }: MatrixModel, seed: number): Promise<Work[]> {
+  const kinds = { text: await textPrompts(pkg), random: randomPrompts(pkg.plan.vocab, seed) }
+  return Object.entries(kinds).flatMap(([kind, prompts]) => {
+    if (prompts.length === 0) return []
+    const lengths = prompts.map((ids) => ids.length)
+    return shapesOf(kind as MatrixShape['kind'], lengths).map((shape) => ({ shape, prompts }))
+  })
+}
+
+const isOracle = ({ backend }: BackendRow) => backend.name === 'reference'
+/** As the reference runs it: whole prompts, with the longest continuation that a shape asks for. */
+const canonical = (shape: MatrixShape): MatrixShape => ({
+  ...shape,
+  batch: shape.prompts.length,
+  chunk: Number.MAX_SAFE_INTEGER,
+  generate: MOST_GENERATED,
+})
+
+/** What running a shape on a row came to: a run, or why there is none. */
+type Outcome = Run | { readonly reason: string }
+const ran = (outcome: Outcome): outcome is Run => 'digest' in outcome
+
+/** A row that lacks a kernel, or cannot run here, says so; any other failure is a failed matrix. */
+async function attempt(row: BackendRow, run: () => Promise<Run>): Promise<Outcome> {
+  const why = row.backend.unavailable()
+  if (why) return { reason: why.reason }
+  try {
+    return await run()
+  } catch (error) {
+    if (error instanceof IngotError && error.code === 'LINK_GAPS') return { reason: error.message }
+    throw error
+  }
+}
+
+interface Alone {
+  readonly operations: readonly OpErrors[]
+  readonly failures: readonly string[]
+}
+
+/** Judges every instruction of a run alone. */
+async function judge(model: MatrixModel, row: BackendRow, shape: MatrixShape, run: Run): Promise<Alone> {
+  const { plan } = model.pkg
+  const worst = plan.instructions.map(() => ({ error: 0, allowed: 0, share: -1 }))
+  const allowed = run.steps.map((batch) => allowances(plan, batch))
+  await judgeAlone(model.pkg, row, run.steps, ({ index, worst: { error } }, step) => {
+    const limit = allowed[step]![index]!
+    const share = error === 0 ? 0 : error / limit
+    if (share > worst[index]!.share) worst[index] = { error, allowed: limit, share }
+    return undefined
+  })
+  const first = worst.findIndex(({ error, allowed: limit }) => !(error <= limit))
+  const ops = [...new Set(plan.instructions.map(({ op }) => op))]
+  const operations = ops.map((op): OpErrors => {
+    const of = worst.filter((_, index) => plan.instructions[index]!.op === op)
+    const { name, precision } = model
+    const limit = of.reduce((most, each) => Math.max(most, each.allowed), 0)
+    return {
+      row: row.name,
+      model: name,
+      precision,
+      kind: shape.kind,
+      op,
+      errors: of.map(({ error }) => error),
+      allowed: limit,
+    }
+  })
+  if (first < 0) return { operations, failures: [] }
+  const { error, allowed: limit } = worst[first]!
+  const { op, label } = plan.instructions[first]!
+  const failure = `instruction ${first}, ${op} "${label}", alone errs by ${error.toExponential(2)} of its row, allowed is ${limit.toExponential(2)}`
+  return { operations, failures: [failure] }
+}
+
+/** Runs all rows on one model and compares every pair. */
+class ModelMatrix {
+  readonly cells: MatrixCell[] = []
+  readonly operations: OpErrors[] = []
+  readonly devices = new Map<string, Run['device']>()
+  readonly #rows: readonly BackendRow[]
+  readonly #model: MatrixModel
+  /** By shape and digest: runs of the same bits are judged once. */
+  readonly #compared = new Map<string, Comparison>()
+  readonly #judged = new Map<string, Promise<Alone>>()
+  readonly #divergences = new Map<string, Promise<Pick<MatrixCell, 'divergence' | 'divergenceReason'>>>()
+  readonly #oracles = new Map<string, Outcome>()
+
+  constructor(rows: readonly BackendRow[], model: MatrixModel) {
+    this.#rows = rows
+    this.#model = model
+  }
+
+  async runShape({ shape, prompts }: Work, advance: (what: string) => void): Promise<void> {
+    const outcomes: Outcome[] = []
+    for (const row of this.#rows) {
+      advance(`${this.#model.name} ${this.#model.precision}: ${shape.name} on ${row.name}`)
+      const outcome = await this.#run(row, shape, prompts)
+      if (ran(outcome)) this.devices.set(row.name, outcome.device)
+      outcomes.push(outcome)
+    }
+    for (const [i, expected] of this.#rows.entries())
+      for (const [j, actual] of this.#rows.entries())
+        if (i < j) this.cells.push(await this.#cell(shape, [expected, outcomes[i]!], [actual, outcomes[j]!]))
+  }
+
+  /** The reference's answers are kept from shape to shape. */
+  async #run(row: BackendRow, shape: MatrixShape, prompts: Work['prompts']): Promise<Outcome> {
+    const { pkg } = this.#model
+    if (!isOracle(row)) return attempt(row, () => runShape(pkg, row, shape, prompts))
+    const key = `${row.name} ${shape.kind}`
+    const outcome = this.#oracles.get(key) ?? (await attempt(row, () => runShape(pkg, row, canonical(shape), prompts)))
+    this.#oracles.set(key, outcome)
+    return outcome
+  }
+
+  async #cell(
+    shape: MatrixShape,
+    [expected, want]: [BackendRow, Outcome],
+    [actual, got]: [BackendRow, Outcome],
+  ): Promise<MatrixCell> {
+    const { name, precision } = this.#model
+    const place = { model: name, precision, shape: shape.name, expected: expected.name, actual: actual.name }
+    for (const [row, outcome] of [
+      [expected, want],
+      [actual, got],
+    ] as const)
+      if (!ran(outcome)) return { ...place, verdict: 'skipped', reason: `${row.name}: ${outcome.reason}`, failures: [] }
+    const [a, b] = [want as Run, got as Run]
+    const { failures: compared, ...comparison } = this.#compare(shape, a, b)
+    const failures = [...compared, ...(isOracle(expected) ? await this.#alone(shape, actual, b) : [])]
+    if (failures.length === 0) return { ...place, verdict: 'pass', ...comparison, failures }
+    return {
+      ...place,
+      verdict: 'fail',
+      ...comparison,
+      failures,
+      ...(await this.#diverge(shape, [expected, a], [actual, b])),
+    }
+  }
+
+  #compare(shape: MatrixShape, a: Run, b: Run): Comparison {
+    const key = [shape.name, a.device.backend, a.digest, b.device.backend, b.digest].join(' ')
+    const known = this.#compared.get(key) ?? compareRuns(this.#model.pkg.plan, a, b, shape)
+    this.#compared.set(key, known)
+    return known
+  }
+
+  /** What instructions do wrong alone. */
+  async #alone(shape: MatrixShape, row: BackendRow, run: Run): Promise<readonly string[]> {
+    if (!shape.judged || !run.traced || isOracle(row)) return []
+    const key = `${shape.name} ${run.digest}`
+    const known = this.#judged.get(key)
+    const judged = known ?? judge(this.#model, row, shape, run)
+    this.#judged.set(key, judged)
+    const { operations, failures } = await judged
+    if (!known) this.operations.push(...operations)
+    return failures
+  }
+
+  #diverge(shape: MatrixShape, [expected, a]: [BackendRow, Run], [actual, b]: [BackendRow, Run]) {
+    const key = `${shape.name} ${a.digest} ${b.digest}`
+    const known = this.#divergences.get(key) ?? this.#search(expected, actual, b)
+    this.#divergences.set(key, known)
+    return known
+  }
+
+  async #search(
+    expected: BackendRow,
+    actual: BackendRow,
+    run: Run,
+  ): Promise<{ divergence?: Divergence; divergenceReason?: string }> {
+    try {
+      const divergence = await findDivergence(this.#model.pkg, expected, actual, run.steps)
+      return divergence ? { divergence } : { divergenceReason: 'the steps gave the same bits when they ran again' }
+    } catch (error) {
+      if (error instanceof IngotError && error.code === 'TRACE_MISSING') return { divergenceReason: error.message }
+      throw error
+    }
+  }
+}
+
+function infoOf({ name, precision, pkg }: MatrixModel): MatrixModelInfo {
+  const { plan } = pkg
+  return {
+    name,
+    precision,
+    weights: weightsClass(plan),
+    state: plan.states[0]?.dtype ?? 'none',
+    layers: layersOf(plan).length - 1,
+    vocab: plan.vocab,
+    planSha256: pkg.planHash,
+    weightsSha256: weightsHash(pkg),
+  }
+}
+
+async function rowInfo(row: BackendRow, device: Run['device'] | undefined): Promise<MatrixRow> {
+  const { name, backend, isa = '' } = row
+  const { description, deterministic } = device ?? { description: 'did not run', deterministic: false }
+  return {
+    name,
+    backend: backend.name,
+    isa: device?.isa ?? isa,
+    description,
+    deterministic,
+    kernels: await kernelDigest(backend.name),
+  }
+}
+
+const reasons = (): Record<string, string> => ({
+  ...Object.fromEntries(Object.entries(matrixTolerances).map(([name, { reason }]) => [name, reason])),
+  ...Object.fromEntries(Object.entries(aloneTolerances).map(([op, { reason }]) => [`alone: ${op}`, reason])),
+})
+
+function assertRunnable(rows: readonly BackendRow[], models: readonly MatrixModel[]): void {
+  const names = rows.map(({ name }) => name)
+  const twice = names.find((name, i) => names.indexOf(name) !== i)
+  if (rows.length < 2 || twice !== undefined)
+    throw fail('OPTION_INVALID', { option: 'backends', expected: 'two or more rows of different names', got: names })
+  if (models.length === 0) throw fail('OPTION_INVALID', { option: 'models', expected: 'at least one', got: 'none' })
+  for (const { pkg } of models)
+    if (pkg.plan.outputs.logits === undefined)
+      throw fail('OUTPUT_MISSING', { package: pkg.path, output: 'logits', method: 'the parity matrix' })
+}
+
+/**
+ * Runs every row on every model and shape, and judges every pair. Throws OPTION_INVALID, OUTPUT_MISSING, and whatever ends
+ * a step: a backend that fails in a step has no cell.
+ */
+export async function parityMatrix(
+  rows: readonly BackendRow[],
+  models: readonly MatrixModel[],
+  options: MatrixOptions = {},
+): Promise<MatrixReport> {
+  assertRunnable(rows, models)
+  const { seed = SEED, onProgress } = options
+  const started = performance.now()
+  const matrices: ModelMatrix[] = []
+  const works: Work[][] = []
+  for (const model of models) works.push(await workOf(model, seed))
+  const total = works.flat().length * rows.length
+  let done = 0
+  for (const [index, model] of models.entries()) {
+    const matrix = new ModelMatrix(rows, model)
+    for (const work of works[index]!) await matrix.runShape(work, (what) => onProgress?.(done++, total, what))
+    matrices.push(matrix)
+  }
+  onProgress?.(total, total, 'done')
+  const cells = matrices.flatMap((matrix) => matrix.cells)
+  const devices = new Map(matrices.flatMap((matrix) => [...matrix.devices]))
+  const shapes = new Map(works.flat().map(({ shape }) => [shape.name, shape]))
+  return {
+    format: MATRIX_FORMAT,
+    version: MATRIX_VERSION,
+    pass: cells.every(({ verdict }) => verdict !== 'fail') && cells.some(({ verdict }) => verdict === 'pass'),
+    created: new Date().toISOString(),
+    seconds: (performance.now() - started) / 1000,
+    code: await codeDigest(),
+    corpus: corpusDigest(works.flat().flatMap(({ prompts }) => prompts)),
+    seed,
+    machine: await machine(),
+    rows: await Promise.all(rows.map((row) => rowInfo(row, devices.get(row.name)))),
+    models: models.map(infoOf),
+    shapes: [...shapes.values()],
+    cells,
+    operations: matrices.flatMap((matrix) => matrix.operations),
+    reasons: reasons(),
+  }
+}
+
+async function machine(): Promise<MatrixReport['machine']> {
+  const { cpu, arch } = addon().machine()
+  const { version } = JSON.parse(await readFile(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
+  return { cpu, arch, node: process.version, ingot: version }
+}
+
+const header = z.looseObject({
+  format: z.literal(MATRIX_FORMAT),
+  version: z.literal(MATRIX_VERSION),
+  pass: z.boolean(),
+  created: z.iso.datetime(),
+  code: z.string(),
+  corpus: z.string(),
+  rows: z.array(z.looseObject({ name: z.string(), kernels: z.string() })).min(2),
+  models: z
+    .array(
+      z.looseObject({ name: z.string(), precision: z.string(), planSha256: z.string(), weightsSha256: z.string() }),
+    )
+    .min(1),
+  shapes: z.array(z.looseObject({ name: z.string(), kind: z.enum(['text', 'random']) })).min(1),
+  cells: z.array(
+    z.looseObject({
+      model: z.string(),
+      precision: z.string(),
+      shape: z.string(),
+      expected: z.string(),
+      actual: z.string(),
+      verdict: z.enum(['pass', 'fail', 'skipped']),
+      failures: z.array(z.string()),
+    }),
+  ),
+  operations: z.array(z.looseObject({ op: z.string(), errors: z.array(z.number()) })),
+})
+
+/** Reads the file of a matrix. Throws FILE_MISSING, FILE_UNREADABLE or MATRIX_INVALID. */
+export async function readMatrix(path: string): Promise<MatrixReport> {
+  let text: string
+  try {
+    text = await readFile(path, 'utf8')
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException
+    if (code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'a parity matrix' }, cause)
+    throw fail('FILE_UNREADABLE', { path, reason: message }, cause)
+  }
+  return parseMatrix(text, path)
+}
+
+/** Throws MATRIX_INVALID; `path` is for the message. */
+export function parseMatrix(text: string, path: string): MatrixReport {
+  let json: unknown
+  try {
+    json = JSON.parse(text)
+  } catch (cause) {
+    throw fail('MATRIX_INVALID', { path, field: 'the file', reason: (cause as Error).message }, cause)
+  }
+  const parsed = header.safeParse(json)
+  if (parsed.success) return parsed.data as unknown as MatrixReport
+  const issue = parsed.error.issues[0]!
+  throw fail('MATRIX_INVALID', { path, field: issue.path.join('.') || 'the file', reason: issue.message })
+}
+
+type Place = Pick<MatrixCell, 'model' | 'precision' | 'shape' | 'expected' | 'actual'>
+const placeOf = ({ model, precision, shape, expected, actual }: Place) =>
+  [model, precision, shape, expected, actual].join(' / ')
+
+/**
+ * Cells that a matrix lacks, in words: each pair of rows, in their order, has one for every model and every shape that the
+ * model can run (text needs a tokenizer: a model with one text shape has all).
+ */
+export function missingCells({ rows, models, shapes, cells }: MatrixReport): string[] {
+  const known = new Set(cells.map(placeOf))
+  const reads = new Set(cells.filter(({ shape }) => shape.startsWith('text')).map(({ model }) => model))
+  return models.flatMap(({ name: model, precision }) =>
+    shapes
+      .filter(({ kind }) => kind === 'random' || reads.has(model))
+      .flatMap(({ name: shape }) =>
+        rows.flatMap(({ name: expected }, i) =>
+          rows.slice(i + 1).map(({ name: actual }) => placeOf({ model, precision, shape, expected, actual })),
+        ),
+      )
+      .filter((place) => !known.has(place)),
+  )
+}
