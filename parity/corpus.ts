@@ -55,6 +55,9 @@ const ways: Readonly<Record<string, Way>> = {
   [JUDGED]: { batch: 4, chunk: 4096, generate: 4 },
 }
 
+/** Names of the shapes that a whole matrix has of one kind of prompts. */
+export const shapeNames = (kind: MatrixShape['kind']): string[] => Object.keys(ways).map((way) => `${kind}, ${way}`)
+
 /** Every shape of one kind of prompts. */
 export const shapesOf = (kind: MatrixShape['kind'], prompts: readonly number[]): MatrixShape[] =>
   Object.entries(ways).map(([way, rest]) => ({

@@ -23,7 +23,7 @@ export interface MatrixRow {
 /** A package: one checkpoint at one precision. */
 export interface MatrixModelInfo {
   readonly name: string
-  /** How it was compiled: "bf16", "f16", "f32", "q8", "q4", "bf16+q8 state". */
+  /** How it was compiled: "bf16", "f16", "f32", "q8", "q4", "q8-state". */
   readonly precision: string
   readonly weights: WeightsClass
   /** Of keys and values; "none" without. */

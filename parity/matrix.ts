@@ -14,7 +14,7 @@ import { Tokenizer } from '../inference/text/tokenizer.ts'
 import { type Package, weightsHash } from '../models/package.ts'
 import { judgeAlone } from './alone.ts'
 import { codeDigest, kernelDigest } from './code.ts'
-import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
+import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapeNames, shapesOf } from './corpus.ts'
 import { allowances, findDivergence } from './divergence.ts'
 import { type Comparison, compareRuns } from './matrix-cell.ts'
 import {
@@ -43,6 +43,8 @@ export interface MatrixModel {
 
 export interface MatrixOptions {
   readonly seed?: number
+  /** Names of the shapes to run (parity/corpus.ts); default: all. What is left out is missing (missingCells). */
+  readonly shapes?: readonly string[]
   readonly onProgress?: (done: number, total: number, what: string) => void
 }
 
@@ -66,12 +68,13 @@ async function textPrompts(pkg: Package): Promise<number[][]> {
   }
 }
 
-async function workOf({ pkg }: MatrixModel, seed: number): Promise<Work[]> {
+async function workOf({ pkg }: MatrixModel, { seed = SEED, shapes }: MatrixOptions): Promise<Work[]> {
   const kinds = { text: await textPrompts(pkg), random: randomPrompts(pkg.plan.vocab, seed) }
   return Object.entries(kinds).flatMap(([kind, prompts]) => {
     if (prompts.length === 0) return []
     const lengths = prompts.map((ids) => ids.length)
-    return shapesOf(kind as MatrixShape['kind'], lengths).map((shape) => ({ shape, prompts }))
+    const all = shapesOf(kind as MatrixShape['kind'], lengths)
+    return all.filter(({ name }) => shapes?.includes(name) ?? true).map((shape) => ({ shape, prompts }))
   })
 }
 
@@ -303,7 +306,7 @@ export async function parityMatrix(
   const started = performance.now()
   const matrices: ModelMatrix[] = []
   const works: Work[][] = []
-  for (const model of models) works.push(await workOf(model, seed))
+  for (const model of models) works.push(await workOf(model, options))
   const total = works.flat().length * rows.length
   let done = 0
   for (const [index, model] of models.entries()) {
@@ -400,20 +403,18 @@ const placeOf = ({ model, precision, shape, expected, actual }: Place) =>
   [model, precision, shape, expected, actual].join(' / ')
 
 /**
- * Cells that a matrix lacks, in words: each pair of rows, in their order, has one for every model and every shape that the
- * model can run (text needs a tokenizer: a model with one text shape has all).
+ * Cells that a whole matrix has and this one lacks, in words: one for each pair of rows, in their order, on every model and
+ * shape; shapes of text where the model can read text, which it can where one cell of text stands.
  */
-export function missingCells({ rows, models, shapes, cells }: MatrixReport): string[] {
+export function missingCells({ rows, models, cells }: MatrixReport): string[] {
   const known = new Set(cells.map(placeOf))
   const reads = new Set(cells.filter(({ shape }) => shape.startsWith('text')).map(({ model }) => model))
-  return models.flatMap(({ name: model, precision }) =>
-    shapes
-      .filter(({ kind }) => kind === 'random' || reads.has(model))
-      .flatMap(({ name: shape }) =>
-        rows.flatMap(({ name: expected }, i) =>
-          rows.slice(i + 1).map(({ name: actual }) => placeOf({ model, precision, shape, expected, actual })),
-        ),
-      )
-      .filter((place) => !known.has(place)),
+  const places = models.flatMap(({ name: model, precision }) =>
+    [...(reads.has(model) ? shapeNames('text') : []), ...shapeNames('random')].flatMap((shape) =>
+      rows.flatMap(({ name: expected }, i) =>
+        rows.slice(i + 1).map(({ name: actual }) => placeOf({ model, precision, shape, expected, actual })),
+      ),
+    ),
   )
+  return places.filter((place) => !known.has(place))
 }
