@@ -35,12 +35,22 @@ function failure(cell: MatrixCell): string[] {
   return [...why, ...where.filter(Boolean).map((line) => `       ${line}`)]
 }
 
+/** Pairs of one model and precision of which the same is to be said, on one line. */
 export function printMatrix(report: MatrixReport): string {
-  const lines = [...grouped(report.cells)].flatMap(([name, cells]) => {
+  const facts = new Map<string, string[]>()
+  const failures: string[] = []
+  for (const [name, cells] of grouped(report.cells)) {
     const failed = cells.filter(({ verdict }) => verdict === 'fail')
-    return [`${failed.length ? 'FAIL' : 'ok  '} ${name}: ${factsOf(cells)}`, ...failed.slice(0, 1).flatMap(failure)]
-  })
+    const { model, precision, actual, expected } = cells[0]!
+    const same = cells.every(({ sameBits }) => sameBits)
+    const side = same ? '' : ` by ${expected}`
+    const key = `${model}, ${precision}${side}: ${factsOf(cells)}`
+    const pair = same ? `${actual} = ${expected}` : actual
+    if (failed.length === 0) facts.set(key, [...(facts.get(key) ?? []), pair])
+    else failures.push(`FAIL ${name}: ${factsOf(cells)}`, ...failure(failed[0]!))
+  }
+  const lines = [...facts].map(([key, pairs]) => `ok   ${key} (${pairs.join(', ')})`)
   const count = (verdict: MatrixCell['verdict']) => report.cells.filter((cell) => cell.verdict === verdict).length
   const verdict = `${report.pass ? 'pass' : 'FAIL'}: ${count('pass')} cells pass, ${count('fail')} fail, ${count('skipped')} skipped; code ${report.code.slice(0, 12)}, ${report.seconds.toFixed(0)} s`
-  return [...lines, verdict].join('\n')
+  return [...lines, ...failures, verdict].join('\n')
 }

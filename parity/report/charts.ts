@@ -112,7 +112,7 @@ export function layersPart({ cells, shapes, rows, models }: MatrixReport): strin
 const indexOf = (models: MatrixReport['models'], precision: string) =>
   unique(models.map((each) => each.precision)).indexOf(precision)
 
-const LANE = 34
+const LANE = 44
 const LOWEST = -4
 
 /** One lane an opcode: a dot for each instruction, at its share of what it may err. */
@@ -135,10 +135,10 @@ function errorPlot(operations: readonly OpErrors[], models: MatrixReport['models
           .map((error, k) => {
             const colour = colourOf(indexOf(models, precision))
             // spread by what is drawn, so that equal values do not hide each other
-            const jitter = (((s * 7 + k * 5) % 11) - 5) * 1.9
+            const jitter = (((s * 7 + k * 5) % 15) - 7) * 2.1
             const share = error / allowed
             const look = kind === 'text' ? `fill="${colour}"` : `fill="none" stroke="${colour}" stroke-width="1.4"`
-            return `<circle cx="${x(log(share, 10 ** LOWEST)).toFixed(1)}" cy="${(middle + jitter).toFixed(1)}" r="3.4" ${look} opacity=".82"><title>${escapeHtml(`${model}, ${precision}, ${kind}, ${row}: ${figure(error)} of ${figure(allowed)}`)}</title></circle>`
+            return `<circle cx="${x(log(share, 10 ** LOWEST)).toFixed(1)}" cy="${(middle + jitter).toFixed(1)}" r="3.4" ${look} opacity=".7"><title>${escapeHtml(`${model}, ${precision}, ${kind}, ${row}: ${figure(error)} of ${figure(allowed)}`)}</title></circle>`
           }),
       )
     return `<line x1="${left}" x2="${width - right}" y1="${middle}" y2="${middle}" stroke="var(--line)"/><text class="strong" x="${left - 12}" y="${middle + 4}" text-anchor="end">${escapeHtml(op)}</text>${dots.join('')}`

@@ -31,7 +31,12 @@ function cell(tag: 'td' | 'th', value: Cell): string {
 export function table(head: readonly Cell[], rows: readonly (readonly Cell[])[]): string {
   const line = (tag: 'td' | 'th') => (cells: readonly Cell[]) =>
     `<tr>${cells.map((each) => cell(tag, each)).join('')}</tr>`
-  return `<div class="scroll"><table><thead>${line('th')(head)}</thead><tbody>${rows.map(line('td')).join('')}</tbody></table></div>`
+  // a column of numbers has its name above them
+  const above = head.map(
+    (name, i): Cell =>
+      typeof name === 'string' && typeof rows[0]?.[i] === 'number' ? { html: escapeHtml(name), right: true } : name,
+  )
+  return `<div class="scroll"><table><thead>${line('th')(above)}</thead><tbody>${rows.map(line('td')).join('')}</tbody></table></div>`
 }
 
 /** Nothing where the body is empty. */

@@ -25,15 +25,15 @@ header { border-bottom: 1px solid var(--line); padding-bottom: 1.6rem } .sub { c
 .verdict::before { content: ''; width: .62rem; height: .62rem; border-radius: 50%; background: currentColor }
 .pass { color: var(--good); background: var(--good-bg) } .fail { color: var(--bad); background: var(--bad-bg) } .skipped { color: var(--warn); background: var(--warn-bg) }
 .facts { display: flex; flex-wrap: wrap; gap: .2rem 1.6rem; margin-top: 1rem; font-size: .85rem; color: var(--soft) } .facts b { color: var(--ink); font-weight: 500 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px; margin-top: 1.8rem; background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden }
-.tile { background: var(--card); padding: 1rem 1.1rem } .tile b { display: block; font-size: 1.65rem; line-height: 1.2; font-weight: 600; letter-spacing: -.02em; white-space: nowrap }
+.tiles { display: flex; flex-wrap: wrap; gap: 1px; margin-top: 1.8rem; background: var(--line); border: 1px solid var(--line); border-radius: 12px; overflow: hidden }
+.tile { flex: 1 1 9.5rem; background: var(--card); padding: 1rem 1.1rem } .tile b { display: block; font-size: 1.65rem; line-height: 1.2; font-weight: 600; letter-spacing: -.02em; white-space: nowrap }
 .tile span { color: var(--soft); font-size: .82rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19.5rem, 100%), 1fr)); gap: 1rem } .cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(27rem, 100%), 1fr)) }
 .card, figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1.1rem 1.2rem; min-width: 0 }
 .card h3 { display: flex; justify-content: space-between; gap: 1rem; align-items: baseline } .card h3 small { color: var(--soft); font-weight: 400 }
 .plot { overflow-x: auto } svg { display: block; width: 100%; height: auto } svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg text.strong { fill: var(--ink); font-weight: 500 }
 .grid { display: grid; gap: 3px; font-size: .74rem } .grid > * { min-width: 0 } .grid .name { color: var(--soft); align-self: center; white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
-.grid .name.own { color: var(--ink); font-weight: 500 } .grid .side { text-align: right; padding-right: .45rem } .grid .down { writing-mode: vertical-rl; transform: rotate(180deg); justify-self: center; padding-bottom: .2rem; max-height: 6.5rem }
+.grid .name.own { color: var(--ink); font-weight: 500 } .grid .side { text-align: right; padding-right: .45rem } .grid .down { writing-mode: vertical-rl; transform: rotate(180deg); place-self: start center; padding-bottom: .2rem; max-height: 6.5rem }
 .heat { aspect-ratio: 1; min-height: 1.5rem; border-radius: 5px; display: grid; place-items: center; color: var(--ink); cursor: default }
 .heat.same { background: var(--same); color: var(--same-ink); font-weight: 700 } .heat.over { background: var(--heat3); color: #fff; font-weight: 700 } .heat.none { background: repeating-linear-gradient(45deg, var(--sunk) 0 4px, transparent 4px 8px) }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 0 0 .9rem; font-size: .84rem; color: var(--soft) } .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .4em; vertical-align: -.04em }
