@@ -42,7 +42,8 @@ it('parity --matrix prints a line a pair, writes the matrix and the page, and sh
   const again = ingot('parity', '--from', file, '--json')
   expect(again.status).toBe(0)
   expect(again.json()).toEqual(matrix)
-  const failed = { ...matrix, pass: false }
+  const [first, ...others] = matrix.cells
+  const failed = { ...matrix, pass: false, cells: [{ ...first, verdict: 'fail', failures: ['x'] }, ...others] }
   writeFileSync(file, JSON.stringify(failed))
   expect(ingot('parity', '--from', file).status).toBe(1)
   writeFileSync(file, '{}')

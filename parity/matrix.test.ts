@@ -1,14 +1,17 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../abi/native.ts'
 import { backends } from '../compute/backends.ts'
 import { fail } from '../errors.ts'
 import { defective, type Wrote } from './defective.test-backend.ts'
 import { type BackendRow, type MatrixModel, missingCells, parityMatrix, parseMatrix, readMatrix } from './matrix.ts'
+import type { MatrixReport } from './matrix-report.ts'
 import { type Precision, packageAt } from './precisions.ts'
 import { printMatrix } from './print-matrix.ts'
+import { renderReport } from './report.ts'
 
 const reference: BackendRow = { name: 'reference', backend: backends.reference }
 const cpu = (isa: string): BackendRow => ({ name: `cpu:${isa}`, backend: backends.cpu, isa })
@@ -38,6 +41,29 @@ function drift({ instruction, step, outputs: [out] }: Wrote): void {
       for (let c = 0; c < out!.width; c++) out!.data[t * out!.stride + c]! *= 1.1
     seen.add(pair)
   }
+}
+
+/** Whatever is done to its text, a matrix is refused by name or can be printed and drawn. */
+function fuzz(text: string): void {
+  const edit = fc.tuple(
+    fc.nat(text.length),
+    fc.nat(6),
+    fc.constantFrom('', 'null', '0', '"', '-1', '[]', '{}', ',', 'true'),
+  )
+  fc.assert(
+    fc.property(fc.array(edit, { minLength: 1, maxLength: 3 }), (edits) => {
+      const edited = edits.reduce((t, [at, cut, put]) => t.slice(0, at) + put + t.slice(at + cut), text)
+      let report: MatrixReport
+      try {
+        report = parseMatrix(edited, 'm.json')
+      } catch (error) {
+        expect(error).toMatchObject({ code: 'MATRIX_INVALID' })
+        return
+      }
+      expect(printMatrix(report) + renderReport({ title: '', matrix: report })).toContain('cells')
+    }),
+    { numRuns: 300 },
+  )
 }
 
 describe('the matrix', () => {
@@ -78,6 +104,7 @@ describe('the matrix', () => {
     const path = join(folder, 'matrix.json')
     await writeFile(path, JSON.stringify(report))
     expect(await readMatrix(path)).toEqual(JSON.parse(JSON.stringify(report)))
+    fuzz(JSON.stringify({ ...report, cells: report.cells.slice(0, 2) }))
     expect(missingCells({ ...report, cells: report.cells.slice(1) })).toEqual([
       'llama / bf16 / random, alone, whole / reference / cpu:portable',
     ])

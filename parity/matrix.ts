@@ -7,16 +7,16 @@
  */
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { z } from 'zod'
 import { addon, packageRoot } from '../abi/native.ts'
 import { fail, IngotError } from '../errors.ts'
 import { Tokenizer } from '../inference/text/tokenizer.ts'
 import { type Package, weightsHash } from '../models/package.ts'
 import { judgeAlone } from './alone.ts'
 import { codeDigest, kernelDigest } from './code.ts'
-import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapeNames, shapesOf } from './corpus.ts'
+import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
 import { allowances, findDivergence } from './divergence.ts'
 import { type Comparison, compareRuns } from './matrix-cell.ts'
+import { passes } from './matrix-file.ts'
 import {
   type Divergence,
   MATRIX_FORMAT,
@@ -32,6 +32,7 @@ import { layersOf, type Run, runShape } from './matrix-run.ts'
 import type { BackendRow } from './steps.ts'
 import { aloneTolerances, matrixTolerances, weightsClass } from './tolerances.ts'
 
+export { missingCells, parseMatrix, readMatrix } from './matrix-file.ts'
 export type { MatrixReport } from './matrix-report.ts'
 export type { BackendRow } from './steps.ts'
 
@@ -297,11 +298,13 @@ function assertRunnable(rows: readonly BackendRow[], models: readonly MatrixMode
  * a step: a backend that fails in a step has no cell.
  */
 export async function parityMatrix(
-  rows: readonly BackendRow[],
+  given: readonly BackendRow[],
   models: readonly MatrixModel[],
   options: MatrixOptions = {},
 ): Promise<MatrixReport> {
-  assertRunnable(rows, models)
+  assertRunnable(given, models)
+  // what judges comes first
+  const rows = given.toSorted((a, b) => Number(isOracle(b)) - Number(isOracle(a)))
   const { seed = SEED, onProgress } = options
   const started = performance.now()
   const matrices: ModelMatrix[] = []
@@ -321,7 +324,7 @@ export async function parityMatrix(
   return {
     format: MATRIX_FORMAT,
     version: MATRIX_VERSION,
-    pass: cells.every(({ verdict }) => verdict !== 'fail') && cells.some(({ verdict }) => verdict === 'pass'),
+    pass: passes(cells),
     created: new Date().toISOString(),
     seconds: (performance.now() - started) / 1000,
     code: await codeDigest(),
@@ -341,80 +344,4 @@ async function machine(): Promise<MatrixReport['machine']> {
   const { cpu, arch } = addon().machine()
   const { version } = JSON.parse(await readFile(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
   return { cpu, arch, node: process.version, ingot: version }
-}
-
-const header = z.looseObject({
-  format: z.literal(MATRIX_FORMAT),
-  version: z.literal(MATRIX_VERSION),
-  pass: z.boolean(),
-  created: z.iso.datetime(),
-  code: z.string(),
-  corpus: z.string(),
-  rows: z.array(z.looseObject({ name: z.string(), kernels: z.string() })).min(2),
-  models: z
-    .array(
-      z.looseObject({ name: z.string(), precision: z.string(), planSha256: z.string(), weightsSha256: z.string() }),
-    )
-    .min(1),
-  shapes: z.array(z.looseObject({ name: z.string(), kind: z.enum(['text', 'random']) })).min(1),
-  cells: z.array(
-    z.looseObject({
-      model: z.string(),
-      precision: z.string(),
-      shape: z.string(),
-      expected: z.string(),
-      actual: z.string(),
-      verdict: z.enum(['pass', 'fail', 'skipped']),
-      failures: z.array(z.string()),
-    }),
-  ),
-  operations: z.array(z.looseObject({ op: z.string(), errors: z.array(z.number()) })),
-})
-
-/** Reads the file of a matrix. Throws FILE_MISSING, FILE_UNREADABLE or MATRIX_INVALID. */
-export async function readMatrix(path: string): Promise<MatrixReport> {
-  let text: string
-  try {
-    text = await readFile(path, 'utf8')
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'a parity matrix' }, cause)
-    throw fail('FILE_UNREADABLE', { path, reason: message }, cause)
-  }
-  return parseMatrix(text, path)
-}
-
-/** Throws MATRIX_INVALID; `path` is for the message. */
-export function parseMatrix(text: string, path: string): MatrixReport {
-  let json: unknown
-  try {
-    json = JSON.parse(text)
-  } catch (cause) {
-    throw fail('MATRIX_INVALID', { path, field: 'the file', reason: (cause as Error).message }, cause)
-  }
-  const parsed = header.safeParse(json)
-  if (parsed.success) return parsed.data as unknown as MatrixReport
-  const issue = parsed.error.issues[0]!
-  throw fail('MATRIX_INVALID', { path, field: issue.path.join('.') || 'the file', reason: issue.message })
-}
-
-type Place = Pick<MatrixCell, 'model' | 'precision' | 'shape' | 'expected' | 'actual'>
-const placeOf = ({ model, precision, shape, expected, actual }: Place) =>
-  [model, precision, shape, expected, actual].join(' / ')
-
-/**
- * Cells that a whole matrix has and this one lacks, in words: one for each pair of rows, in their order, on every model and
- * shape; shapes of text where the model can read text, which it can where one cell of text stands.
- */
-export function missingCells({ rows, models, cells }: MatrixReport): string[] {
-  const known = new Set(cells.map(placeOf))
-  const reads = new Set(cells.filter(({ shape }) => shape.startsWith('text')).map(({ model }) => model))
-  const places = models.flatMap(({ name: model, precision }) =>
-    [...(reads.has(model) ? shapeNames('text') : []), ...shapeNames('random')].flatMap((shape) =>
-      rows.flatMap(({ name: expected }, i) =>
-        rows.slice(i + 1).map(({ name: actual }) => placeOf({ model, precision, shape, expected, actual })),
-      ),
-    ),
-  )
-  return places.filter((place) => !known.has(place))
 }
