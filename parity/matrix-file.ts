@@ -88,6 +88,7 @@ const schema = z.strictObject({
         backend: text,
         isa: text,
         description: text,
+        driver: text.optional(),
         deterministic: z.boolean(),
         kernels: sha256,
       }),

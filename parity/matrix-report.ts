@@ -15,6 +15,8 @@ export interface MatrixRow {
   readonly backend: string
   readonly isa: string
   readonly description: string
+  /** Version of the device's driver, where it has one. */
+  readonly driver?: string
   readonly deterministic: boolean
   /** SHA-256 of its kernel table and the binary that holds its kernels (parity/code.ts). */
   readonly kernels: string
