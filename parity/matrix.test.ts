@@ -66,7 +66,10 @@ function fuzz(text: string): void {
   )
 }
 
-describe('the matrix', () => {
+/** A reference in float64 takes its time where others take the processors. */
+const PATIENCE = 240_000
+
+describe('the matrix', { timeout: PATIENCE }, () => {
   it('passes the CPU on every precision, with the same bits on its instruction sets', async () => {
     const models: MatrixModel[] = []
     for (const precision of ['bf16', 'f16', 'f32', 'q8', 'q4', 'q8-state'] as const)

@@ -121,7 +121,7 @@ function errorPlot(operations: readonly OpErrors[], models: MatrixReport['models
   if (ops.length === 0) return ''
   const shares = operations.flatMap(({ errors, allowed }) => errors.map((error) => log(error / allowed, 10 ** LOWEST)))
   const high = Math.max(1, Math.ceil(Math.max(...shares.filter(Number.isFinite))))
-  const [width, left, right] = [980, 96, 16]
+  const [width, left, right] = [760, 92, 14]
   const height = 16 + ops.length * LANE + 34
   const x = (exponent: number) =>
     left + ((Math.min(exponent, high) - LOWEST) / (high - LOWEST)) * (width - left - right)
@@ -147,7 +147,7 @@ function errorPlot(operations: readonly OpErrors[], models: MatrixReport['models
     (e) =>
       `<text x="${x(e).toFixed(1)}" y="${height - 8}" text-anchor="middle">${e === 0 ? 'allowed' : power(e)}</text><line x1="${x(e).toFixed(1)}" x2="${x(e).toFixed(1)}" y1="10" y2="${height - 26}" stroke="${e === 0 ? 'var(--bad)' : 'var(--line)'}" ${e === 0 ? 'stroke-width="1.5"' : 'stroke-dasharray="2 4"'}/>`,
   )
-  return `<figure><h3>${escapeHtml(title)}</h3><div class="plot"><svg viewBox="0 0 ${width} ${height}" style="min-width:40rem" role="img" aria-label="errors by opcode">${axis.join('')}${lanes.join('')}</svg></div><figcaption>Filled: text. Hollow: random ids. Instructions that are exact have no dot.</figcaption></figure>`
+  return `<figure><h3>${escapeHtml(title)}</h3><div class="plot"><svg viewBox="0 0 ${width} ${height}" style="min-width:30rem" role="img" aria-label="errors by opcode">${axis.join('')}${lanes.join('')}</svg></div><figcaption>Filled: text. Hollow: random ids. Instructions that are exact have no dot.</figcaption></figure>`
 }
 
 export function errorsPart({ operations, models }: MatrixReport): string {
