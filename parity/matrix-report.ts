@@ -136,8 +136,9 @@ export interface MatrixCell {
   /** Names of rows: what is expected, and what is judged by it. */
   readonly expected: string
   readonly actual: string
-  /** skipped: one of both cannot run this (`reason`). */
+  /** skipped: one of both cannot run this. */
   readonly verdict: 'pass' | 'fail' | 'skipped'
+  /** Why it was skipped, or what could not be judged. */
   readonly reason?: string
   /** Whether every bit that came out is the same; both sides' arithmetic being one, nothing else passes. */
   readonly sameBits?: boolean

@@ -192,6 +192,25 @@ describe('the matrix', { timeout: PATIENCE }, () => {
     expect(of('cuda').every(({ verdict, reason }) => verdict === 'skipped' && reason!.startsWith('cuda: '))).toBe(true)
     expect(report.pass).toBe(true)
     expect(missingCells(report)).toEqual([])
+    const opaque: BackendRow = {
+      name: 'opaque',
+      backend: {
+        ...backends.cpu,
+        open: async (pkg, options) => {
+          const runner = await backends.cpu.open(pkg, options)
+          return {
+            info: runner.info,
+            step: runner.step.bind(runner),
+            memory: () => runner.memory(),
+            dispose: () => runner.dispose(),
+          }
+        },
+      },
+    }
+    const unseen = await parityMatrix([reference, cpu(''), opaque], [model], { shapes: ['random, batch of 4, whole'] })
+    expect(unseen.pass).toBe(true)
+    expect(unseen.cells.find(({ expected }) => expected === 'cpu:')).toMatchObject({ sameBits: true, layers: [] })
+    expect(printMatrix(unseen)).toContain('opaque does not show what its instructions write: none is judged alone')
     await expect(parityMatrix([reference], [model])).rejects.toMatchObject({ code: 'OPTION_INVALID' })
     await expect(parityMatrix([reference, reference], [model])).rejects.toMatchObject({ code: 'OPTION_INVALID' })
     await expect(parityMatrix([reference, cpu('')], [])).rejects.toMatchObject({ code: 'OPTION_INVALID' })

@@ -15,6 +15,7 @@ function grouped(cells: readonly MatrixCell[]): Map<string, MatrixCell[]> {
 function factsOf(cells: readonly MatrixCell[]): string {
   const run = cells.filter(({ verdict }) => verdict !== 'skipped')
   if (run.length === 0) return `skipped: ${cells[0]!.reason}`
+  const unseen = run.flatMap(({ reason }) => (reason === undefined ? [] : [reason]))
   if (run.every(({ sameBits }) => sameBits)) return `${run.length} shapes, the same bits`
   const metrics = run.flatMap((cell) => (cell.metrics ? [cell.metrics] : []))
   const worst = metrics.reduce((a, b) => (b.rms.value / b.rms.allowed > a.rms.value / a.rms.allowed ? b : a))
@@ -26,6 +27,7 @@ function factsOf(cells: readonly MatrixCell[]): string {
     `KL ${worst.kl.value.toExponential(1)}`,
     `same best token ${(100 * least).toFixed(1)} %`,
     `greedy ${sum((m) => m.greedy.matched)}/${sum((m) => m.greedy.total)}, ${sum((m) => m.greedy.ties)} ties`,
+    ...new Set(unseen),
   ].join(', ')
 }
 
