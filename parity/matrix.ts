@@ -13,7 +13,7 @@ import { Tokenizer } from '../inference/text/tokenizer.ts'
 import { type Package, weightsHash } from '../models/package.ts'
 import { judgeAlone } from './alone.ts'
 import { codeDigest, kernelDigest } from './code.ts'
-import { corpusDigest, MOST_GENERATED, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
+import { corpusDigest, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
 import { allowances, findDivergence } from './divergence.ts'
 import { type Comparison, compareRuns } from './matrix-cell.ts'
 import { passes } from './matrix-file.ts'
@@ -29,7 +29,7 @@ import {
   type OpErrors,
 } from './matrix-report.ts'
 import { layersOf, type Run, runShape } from './matrix-run.ts'
-import type { BackendRow } from './steps.ts'
+import { type BackendRow, sameArithmetic } from './steps.ts'
 import { aloneTolerances, matrixTolerances, weightsClass } from './tolerances.ts'
 
 export { missingCells, parseMatrix, readMatrix } from './matrix-file.ts'
@@ -80,12 +80,12 @@ async function workOf({ pkg }: MatrixModel, { seed = SEED, shapes }: MatrixOptio
 }
 
 const isOracle = ({ backend }: BackendRow) => backend.name === 'reference'
-/** As the reference runs it: whole prompts, with the longest continuation that a shape asks for. */
-const canonical = (shape: MatrixShape): MatrixShape => ({
+/** As the reference runs it: whole prompts, with the longest continuation that a shape of them asks for. */
+const canonical = (shape: MatrixShape, generate: number): MatrixShape => ({
   ...shape,
   batch: shape.prompts.length,
   chunk: Number.MAX_SAFE_INTEGER,
-  generate: MOST_GENERATED,
+  generate,
 })
 
 /** What running a shape on a row came to: a run, or why there is none. */
@@ -150,15 +150,18 @@ class ModelMatrix {
   readonly devices = new Map<string, Run['device']>()
   readonly #rows: readonly BackendRow[]
   readonly #model: MatrixModel
+  readonly #generate: number
   /** By shape and digest: runs of the same bits are judged once. */
   readonly #compared = new Map<string, Comparison>()
   readonly #judged = new Map<string, Promise<Alone>>()
   readonly #divergences = new Map<string, Promise<Pick<MatrixCell, 'divergence' | 'divergenceReason'>>>()
   readonly #oracles = new Map<string, Outcome>()
 
-  constructor(rows: readonly BackendRow[], model: MatrixModel) {
+  /** `generate`: the most tokens that a shape generates. */
+  constructor(rows: readonly BackendRow[], model: MatrixModel, generate: number) {
     this.#rows = rows
     this.#model = model
+    this.#generate = generate
   }
 
   async runShape({ shape, prompts }: Work, advance: (what: string) => void): Promise<void> {
@@ -179,7 +182,9 @@ class ModelMatrix {
     const { pkg } = this.#model
     if (!isOracle(row)) return attempt(row, () => runShape(pkg, row, shape, prompts))
     const key = `${row.name} ${shape.kind}`
-    const outcome = this.#oracles.get(key) ?? (await attempt(row, () => runShape(pkg, row, canonical(shape), prompts)))
+    const outcome =
+      this.#oracles.get(key) ??
+      (await attempt(row, () => runShape(pkg, row, canonical(shape, this.#generate), prompts)))
     this.#oracles.set(key, outcome)
     return outcome
   }
@@ -234,7 +239,8 @@ class ModelMatrix {
 
   #diverge(shape: MatrixShape, [expected, a]: [BackendRow, Run], [actual, b]: [BackendRow, Run]) {
     const key = `${shape.name} ${a.digest} ${b.digest}`
-    const known = this.#divergences.get(key) ?? this.#search(expected, actual, b)
+    const same = sameArithmetic(a.device, b.device)
+    const known = this.#divergences.get(key) ?? this.#search(expected, actual, b, same)
     this.#divergences.set(key, known)
     return known
   }
@@ -243,9 +249,10 @@ class ModelMatrix {
     expected: BackendRow,
     actual: BackendRow,
     run: Run,
+    same: boolean,
   ): Promise<{ divergence?: Divergence; divergenceReason?: string }> {
     try {
-      const divergence = await findDivergence(this.#model.pkg, expected, actual, run.steps)
+      const divergence = await findDivergence(this.#model.pkg, expected, actual, run.steps, same)
       return divergence ? { divergence } : { divergenceReason: 'the steps gave the same bits when they ran again' }
     } catch (error) {
       if (error instanceof IngotError && error.code === 'TRACE_MISSING') return { divergenceReason: error.message }
@@ -317,7 +324,8 @@ export async function parityMatrix(
   const total = works.flat().length * rows.length
   let done = 0
   for (const [index, model] of models.entries()) {
-    const matrix = new ModelMatrix(rows, model)
+    const longest = works[index]!.reduce((most, { shape }) => Math.max(most, shape.generate), 0)
+    const matrix = new ModelMatrix(rows, model, longest)
     for (const work of works[index]!) await matrix.runShape(work, (what) => onProgress?.(done++, total, what))
     matrices.push(matrix)
   }
