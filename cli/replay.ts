@@ -1,9 +1,8 @@
 import { Command } from 'commander'
-import { backendOf } from '../compute/backends.ts'
 import { readPackage, weightsHash } from '../models/package.ts'
 import { printDivergence } from '../parity/divergence.ts'
 import { assertRecordOf, type ReplayReport, readRecord, replayAgainst, replayRecord } from '../parity/replay.ts'
-import type { BackendRow } from '../parity/steps.ts'
+import { rowOf } from './arguments.ts'
 import { finish, print, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
@@ -11,12 +10,6 @@ interface Options extends Shared {
   readonly isa?: string
   readonly against?: string
   readonly bisect?: boolean
-}
-
-/** "cpu" or "cpu:avx2". */
-export function rowOf(name: string, isa = ''): BackendRow {
-  const [backend, own = isa] = name.split(':')
-  return { name: own ? `${backend}:${own}` : backend!, backend: backendOf(backend!), isa: own }
 }
 
 function text(report: ReplayReport): string {

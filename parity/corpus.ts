@@ -44,16 +44,17 @@ export const randomPrompts = (vocab: number, seed: number): number[][] => {
 }
 
 type Way = Pick<MatrixShape, 'batch' | 'chunk' | 'generate'>
-/** Most tokens that a shape generates, one a step. */
-export const MOST_GENERATED = 16
 /** In which every instruction is also judged alone: prompts whole and together, then tokens one by one. */
 const JUDGED = 'batch of 4, whole'
 /** Each prompt alone and whole; together, in pieces that fit no tile; together and whole. */
 const ways: Readonly<Record<string, Way>> = {
   'alone, whole': { batch: 1, chunk: 4096, generate: 8 },
-  'batch of 4, chunks of 7': { batch: 4, chunk: 7, generate: MOST_GENERATED },
+  'batch of 4, chunks of 7': { batch: 4, chunk: 7, generate: 16 },
   [JUDGED]: { batch: 4, chunk: 4096, generate: 4 },
 }
+
+/** Names of the shapes that a whole matrix has of one kind of prompts. */
+export const shapeNames = (kind: MatrixShape['kind']): string[] => Object.keys(ways).map((way) => `${kind}, ${way}`)
 
 /** Every shape of one kind of prompts. */
 export const shapesOf = (kind: MatrixShape['kind'], prompts: readonly number[]): MatrixShape[] =>

@@ -209,15 +209,17 @@ export async function firstDifferent(
 
 /**
  * Where two backends part: in bits, where both have the same arithmetic; else the first instruction of either that is wrong
- * by the reference. Undefined where every bit is the same, or neither is wrong. Throws TRACE_MISSING.
+ * by the reference. Undefined where every bit is the same. `same`: whether it is one arithmetic, where that is known.
+ * Throws TRACE_MISSING.
  */
 export async function findDivergence(
   pkg: LinkedPackage,
   expected: BackendRow,
   actual: BackendRow,
   steps: readonly BatchInput[],
+  same?: boolean,
 ): Promise<Divergence | undefined> {
-  if (await oneArithmetic(pkg, expected, actual, steps)) return firstDifferent(pkg, expected, actual, steps)
+  if (same ?? (await oneArithmetic(pkg, expected, actual, steps))) return firstDifferent(pkg, expected, actual, steps)
   const judged = await firstWrong(pkg, actual, steps)
   if (judged.found === 'alone' || expected.backend.name === 'reference') return judged
   const other = await firstWrong(pkg, expected, steps)

@@ -15,6 +15,8 @@ export interface MatrixRow {
   readonly backend: string
   readonly isa: string
   readonly description: string
+  /** Version of the device's driver, where it has one. */
+  readonly driver?: string
   readonly deterministic: boolean
   /** SHA-256 of its kernel table and the binary that holds its kernels (parity/code.ts). */
   readonly kernels: string
@@ -23,7 +25,7 @@ export interface MatrixRow {
 /** A package: one checkpoint at one precision. */
 export interface MatrixModelInfo {
   readonly name: string
-  /** How it was compiled: "bf16", "f16", "f32", "q8", "q4", "bf16+q8 state". */
+  /** How it was compiled: "bf16", "f16", "f32", "q8", "q4", "q8-state". */
   readonly precision: string
   readonly weights: WeightsClass
   /** Of keys and values; "none" without. */
@@ -134,8 +136,9 @@ export interface MatrixCell {
   /** Names of rows: what is expected, and what is judged by it. */
   readonly expected: string
   readonly actual: string
-  /** skipped: one of both cannot run this (`reason`). */
+  /** skipped: one of both cannot run this. */
   readonly verdict: 'pass' | 'fail' | 'skipped'
+  /** Why it was skipped, or what could not be judged. */
   readonly reason?: string
   /** Whether every bit that came out is the same; both sides' arithmetic being one, nothing else passes. */
   readonly sameBits?: boolean

@@ -1,10 +1,10 @@
 /** Runs the prompts of one shape on one row: logits, the residual stream behind every layer, and a greedy continuation. */
-import { createHash } from 'node:crypto'
+import { createHash, type Hash } from 'node:crypto'
 import type { DeviceInfo, LinkedPackage } from '../compute/device.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { BatchInput, SequenceInput } from './batch.ts'
 import type { MatrixShape } from './matrix-report.ts'
-import { type BackendRow, type RanStep, Session } from './steps.ts'
+import { type BackendRow, type RanStep, rowsOf, Session } from './steps.ts'
 
 const BLOCK = 32
 
@@ -42,9 +42,11 @@ export interface Run {
   readonly layers: readonly Layer[]
   /** As they ran, so that a divergence can be looked for in them. */
   readonly steps: readonly BatchInput[]
-  /** SHA-256 of all that its instructions wrote, but for sampling: equal for runs of the same bits. */
+  /** SHA-256 of all that its instructions wrote, but for sampling; of the logits where it shows none. */
   readonly digest: string
-  /** Whether instructions were seen; without, streams are empty and the digest is of the logits. */
+  /** SHA-256 of the logits. */
+  readonly logitsDigest: string
+  /** Whether instructions were seen; without, streams are empty. */
   readonly traced: boolean
 }
 
@@ -118,12 +120,15 @@ function collect(
   }
 }
 
-/** Adds what a step wrote to a digest: every output of every instruction, or the logits where none is shown. */
-function digestStep(plan: ExecutionPlan, hash: ReturnType<typeof createHash>, { trace, result, batch }: RanStep): void {
-  const rows = batch.sequences.reduce((sum, { tokens }) => sum + tokens.length, 0)
-  if (!trace) hash.update(result.logits.slice(0, rows * plan.vocab))
+/** Adds what the instructions of a step wrote, but for sampling, which leaves to chance what is not asked for. */
+function digestTrace(plan: ExecutionPlan, hash: Hash, { trace }: RanStep): void {
   for (const [index, { outputs }] of (trace?.instructions ?? []).entries())
     if (plan.instructions[index]!.op !== 'sample') for (const { values } of outputs) hash.update(values)
+}
+
+/** Adds the logits of a step, all of whose tokens are rows. */
+function digestLogits(plan: ExecutionPlan, hash: Hash, { result, batch }: RanStep): void {
+  hash.update(result.logits.slice(0, rowsOf(batch) * plan.vocab))
 }
 
 /** Room for the largest step of the shape. */
@@ -152,7 +157,7 @@ export async function runShape(
   using session = await Session.open(row, pkg, roomFor(shape, prompts))
   const traced = session.runner.trace !== undefined
   const layers = layersOf(plan)
-  const hash = createHash('sha256')
+  const [written, logits] = [createHash('sha256'), createHash('sha256')]
   const steps: BatchInput[] = []
   const sequences: RanSequence[] = []
   for (const group of groups(prompts, shape.batch)) {
@@ -161,11 +166,14 @@ export async function runShape(
       const { batch, advancing } = nextBatch(going, shape.chunk)
       if (advancing.length === 0) break
       const ran = await session.run(batch, traced)
-      digestStep(plan, hash, ran)
+      digestTrace(plan, written, ran)
+      digestLogits(plan, logits, ran)
       collect(plan, layers, advancing, ran, shape.generate)
       steps.push(batch)
     }
     sequences.push(...going)
   }
-  return { device: session.runner.info, sequences, layers, steps, digest: hash.digest('hex'), traced }
+  const logitsDigest = logits.digest('hex')
+  const digest = traced ? written.digest('hex') : logitsDigest
+  return { device: session.runner.info, sequences, layers, steps, digest, logitsDigest, traced }
 }

@@ -21,7 +21,8 @@ export const precisions = {
   f32: { dtype: 'f32', quantize: 'none', state: 'checkpoint' },
   q8: { dtype: 'bf16', quantize: 'q8', state: 'checkpoint' },
   q4: { dtype: 'bf16', quantize: 'q4', state: 'checkpoint' },
-  'bf16, q8 state': { dtype: 'bf16', quantize: 'none', state: 'q8' },
+  /** bf16 weights over int8 keys and values. */
+  'q8-state': { dtype: 'bf16', quantize: 'none', state: 'q8' },
 } as const satisfies Readonly<Record<string, Build>>
 export type Precision = keyof typeof precisions
 export const precisionNames = Object.keys(precisions) as Precision[]

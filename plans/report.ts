@@ -5,7 +5,7 @@ import { opNames } from '../abi/ops/index.ts'
 import type { ExecutionPlan, Register } from './plan.ts'
 
 const escapes: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' }
-const escapeHtml = (text: string) => text.replace(/[&<>"]/g, (character) => escapes[character]!)
+export const escapeHtml = (text: string) => text.replace(/[&<>"]/g, (character) => escapes[character]!)
 const count = (value: number) => value.toLocaleString('en-US')
 
 /** Bytes with a binary unit. */

@@ -203,6 +203,39 @@ void runs_a_step() {
   CHECK(use.state >= 7 * package.view.states[0].size_bytes * package.view.states.size());
 }
 
+// The rows of every output, in the plan's order, into a buffer that holds just those.
+void traces_what_is_written() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  const uint32_t rows[] = {5, 2, 2};
+  size_t bytes = 0;
+  for (const PlanInstruction& instruction : package.view.instructions)
+    for (const uint32_t reg : instruction.outputs) {
+      const PlanRegister& r = package.view.registers[reg];
+      bytes += rows[size_t(r.space)] * size_t{r.width} * 4;
+    }
+  Bytes trace(bytes);
+  launch = 0;
+  CHECK(!model->step(step.bytes, step.result, trace));
+  const auto* at = reinterpret_cast<const int32_t*>(trace.data());
+  for (size_t i = 0; i < package.view.instructions.size(); ++i) {
+    const PlanInstruction& instruction = package.view.instructions[i];
+    for (const uint32_t reg : instruction.outputs) {
+      const PlanRegister& r = package.view.registers[reg];
+      for (uint32_t n = 0; n < rows[size_t(r.space)] * r.width; ++n, ++at)
+        CHECK(instruction.opcode == op::sample::id || *at == int32_t(i + 1));
+    }
+  }
+  CHECK(reinterpret_cast<const std::byte*>(at) == trace.data() + trace.size());
+  for (const size_t wrong : {bytes - 4, bytes + 4, size_t{1}}) {
+    Bytes other(wrong);
+    launch = 0;
+    CHECK(model->step(step.bytes, step.result, other).code == "STEP_FAILED" && launch == 0);
+  }
+  CHECK(!model->step(step.bytes, step.result));
+}
+
 // Logits and hidden states are copied for the rows that want them, and a row that is not sampled has no token.
 void copies_what_rows_want() {
   Package package("decoder.bin");
@@ -391,6 +424,7 @@ void refuses_what_does_not_fit() {
 
 int main() {
   runs_a_step();
+  traces_what_is_written();
   copies_what_rows_want();
   skips_what_has_no_rows();
   tallies_when_asked();
