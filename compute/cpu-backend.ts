@@ -134,6 +134,7 @@ async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
 
 export const cpuBackend: Backend = {
   name: 'cpu',
+  table: cpuTable,
   unavailable() {
     try {
       addon()

@@ -2,6 +2,7 @@
 import type { Tally } from '../abi/native.ts'
 import type { ResultView, StepLimits, StepView } from '../abi/step.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
+import type { KernelTable } from './table.ts'
 
 /** One stored weight of a package: bytes of a file. */
 export interface StoredTensor {
@@ -34,6 +35,8 @@ export interface RunnerOptions {
   readonly pin?: boolean | 'auto' | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
+  /** For checks: sentinels around registers and states, NaN in what nothing has written. A step then costs a pass over both. */
+  readonly guard?: boolean | undefined
 }
 
 export interface DeviceInfo {
@@ -101,11 +104,15 @@ export interface Runner {
   setTally?(on: boolean): void
   /** What was counted since; undefined: off. Between steps. */
   tally?(): Tally | undefined
+  /** Opened with `guard`: what the last step wrote and was not to write. A backend without it watches nothing. */
+  sentinels?(): readonly string[]
   dispose(): void
 }
 
 export interface Backend {
   readonly name: string
+  /** What it says that it runs; absent: every opcode. */
+  readonly table?: KernelTable
   /** Undefined when it can run here; else why not, with a stable reason code. */
   unavailable(): { readonly code: string; readonly reason: string } | undefined
   /** Links `pkg` (every gap reported at once) and opens it. */

@@ -112,6 +112,7 @@ class NullRunner implements Runner {
 
 export const nullBackend: Backend = {
   name: 'null',
+  table: nullTable,
   unavailable: () => undefined,
   async open(pkg) {
     link('null', nullTable, pkg)

@@ -277,3 +277,8 @@ export function matrixTolerance(
     layer: t.layer.factor * relative,
   }
 }
+/**
+ * What an output owes where the reference's is NaN or infinite. `same`: the same of the three; `not finite`: any of
+ * them; `row`: its row holds anything. Whatever the rule, an output that the reference finds finite is bounded as ever.
+ */
+export type NonFinite = 'same' | 'not finite' | 'row'

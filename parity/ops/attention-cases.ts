@@ -90,6 +90,7 @@ function attentionCase(shape: Shape): OpCase {
   return {
     op: 'attention',
     name: describe(shape),
+    ...(causal && { state: kv }),
     vocab: 67,
     tensors: [
       inputTensor((heads + 2 * kvHeads) * headDim),

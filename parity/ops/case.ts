@@ -14,6 +14,8 @@ export type FloatDType = 'f32' | 'f16' | 'bf16'
 export type MatrixDType = FloatDType | 'q8' | 'q4'
 export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
 
+export type StateDType = FloatDType | 'i8'
+
 export const isQuantized = (dtype: MatrixDType): dtype is 'q8' | 'q4' => dtype === 'q8' || dtype === 'q4'
 
 /** A tensor of the case's checkpoint: values in [-1, 1). */
@@ -26,6 +28,9 @@ export interface CaseTensor {
 export interface OpCase {
   readonly op: OpName
   readonly name: string
+  /** dtype of its matrix, when it reads one, and of its state, when it has one: its cell in a report. */
+  readonly weights?: MatrixDType
+  readonly state?: StateDType
   /** Of the plan; token ids are below it. */
   readonly vocab: number
   readonly tensors: readonly CaseTensor[]

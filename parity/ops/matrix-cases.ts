@@ -20,7 +20,7 @@ import {
   sizes,
 } from './case.ts'
 
-const quantized = (dtype: MatrixDType) => (isQuantized(dtype) ? { quantize: dtype } : {})
+const quantized = (dtype: MatrixDType) => ({ weights: dtype, ...(isQuantized(dtype) && { quantize: dtype }) })
 
 export const embedCases: readonly OpCase[] = matrixDTypes.flatMap((dtype) =>
   sizes.map((width): OpCase => {

@@ -1,39 +1,48 @@
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { addon } from '../../abi/native.ts'
 import { opNames } from '../../abi/ops/index.ts'
-import { cpuTable } from '../../compute/cpu.ts'
 import { cpuBackend } from '../../compute/cpu-backend.ts'
-import { referenceBackend } from '../../compute/reference.ts'
 import { verifyPlan } from '../../plans/verify.ts'
+import { type BackendRow, type ConformanceReport, conformance } from '../conformance.ts'
 import { opCases } from './cases.ts'
-import { choices, distance, magnitude, runSteps } from './compare.ts'
-import { packageCase } from './open.ts'
+import { magnitude } from './compare.ts'
+import { Suite } from './suite.ts'
 
-let folder: string
+let suite: Suite
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'ingot-ops-'))
+  suite = await Suite.open()
 })
-afterAll(() => rm(folder, { recursive: true }))
+afterAll(() => suite[Symbol.asyncDispose]())
 
-it('has cases for every opcode that the CPU runs', () => {
-  const supported = opNames.filter((name) => !('unsupported' in cpuTable[name]))
-  expect(supported.filter((name) => !opCases[name]?.length)).toEqual([])
-})
+/** What a person needs to see of a report that fails. */
+const failures = ({ cells, staleExpectations }: ConformanceReport) => [
+  ...cells.flatMap((cell) => cell.failures.map(({ case: name, reason }) => `${cell.op} ${name}: ${reason}`)),
+  ...staleExpectations,
+]
 
-for (const [op, cases] of Object.entries(opCases))
-  describe(op, () => {
-    it.each(cases.map((opCase) => [opCase.name, opCase] as const))('%s', async (_, opCase) => {
-      const pkg = await packageCase(opCase, folder)
-      verifyPlan(pkg.planBytes, opCase.name)
-      const expected = await runSteps(referenceBackend, pkg, opCase.steps)
-      expect(magnitude(expected)).toBeGreaterThan(0.01)
-      for (const isa of addon().machine().available) {
-        const actual = await runSteps(cpuBackend, pkg, opCase.steps, isa)
-        expect(distance(expected, actual), `largest error on ${isa}`).toBeLessThanOrEqual(opCase.tolerance)
-        expect(choices(actual).join(), `tokens on ${isa}`).toBe(choices(expected).join())
-      }
-    })
+describe('the CPU conforms', () => {
+  const [best, ...others] = addon().machine().available
+  const row = (isa: string): BackendRow => ({ name: 'cpu', backend: cpuBackend, isa })
+
+  it.each(opNames)('in %s, on the best instruction set', async (op) => {
+    const report = await conformance(row(best!), { suite, ops: [op] })
+    expect(failures(report)).toEqual([])
+    expect(report.pass).toBe(true)
   })
+
+  it.each(others)('in a slice of every opcode, on %s', async (isa) => {
+    const report = await conformance(row(isa), { suite, slice: 'thin' })
+    expect(failures(report)).toEqual([])
+    expect(report.pass).toBe(true)
+  })
+})
+
+describe('the cases', () => {
+  it.each(opNames)('of %s are sound plans whose outputs do not vanish', async (op) => {
+    for (const opCase of opCases[op] ?? []) {
+      const { pkg, expected } = await suite.prepare(opCase)
+      verifyPlan(pkg.planBytes, opCase.name)
+      expect(magnitude(expected), opCase.name).toBeGreaterThan(0.01)
+    }
+  })
+})
