@@ -1,6 +1,13 @@
 /** The CPU backend: the addon's executor with the kernels of one instruction set. */
 import { stat } from 'node:fs/promises'
-import { addon, type NativeFault, type NativeModel, type NativeWeightFile, type Tally } from '../abi/native.ts'
+import {
+  addon,
+  addonPath,
+  type NativeFault,
+  type NativeModel,
+  type NativeWeightFile,
+  type Tally,
+} from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { type ErrorCode, type ErrorDetails, errors, fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
@@ -135,6 +142,7 @@ async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
 export const cpuBackend: Backend = {
   name: 'cpu',
   table: cpuTable,
+  kernelFiles: () => [addonPath()],
   unavailable() {
     try {
       addon()

@@ -1,6 +1,7 @@
 /**
  * A package, `name.ingot/`: manifest.json, plan.bin, weights.safetensors and what of the tokenizer the checkpoint has.
- * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed.
+ * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed. Signed
+ * certificates may be added later, in a folder of their own.
  */
 import { createHash } from 'node:crypto'
 import { type FileHandle, readdir } from 'node:fs/promises'
@@ -24,6 +25,8 @@ export const WEIGHTS_FILE = 'weights.safetensors'
 export const TOKENIZER_FILE = 'tokenizer.json'
 /** Beside a large tokenizer.json; see abi/vocabulary.ts. */
 export const VOCABULARY_FILE = 'vocabulary.bin'
+/** Holds what others say about the package, each file signed by itself; see certificate.ts. */
+export const CERTIFICATES_FOLDER = 'certificates'
 /** Files that a package copies from its checkpoint where they exist. */
 export const COPIED_FILES = [
   TOKENIZER_FILE,
@@ -164,11 +167,24 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
   for (const required of [PLAN_FILE, WEIGHTS_FILE, ...vocabulary])
     if (!names.includes(required)) throw broken(required, 'an entry in the manifest', 'none')
   for (const entry of await readdir(path, { withFileTypes: true })) {
-    if (!entry.isFile())
+    if (entry.name === CERTIFICATES_FOLDER && entry.isDirectory()) await checkCertificates(join(path, entry.name))
+    else if (!entry.isFile())
       throw broken(entry.name, 'a regular file', entry.isDirectory() ? 'a folder' : 'a link or device')
-    if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
+    else if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
       throw broken(entry.name, 'only files that the manifest lists', 'a file it does not list')
   }
+}
+
+/** Certificates vouch for themselves; nothing else may lie beside them. */
+async function checkCertificates(path: string): Promise<void> {
+  for (const entry of await readdir(path, { withFileTypes: true }))
+    if (!entry.isFile() || !entry.name.endsWith('.json'))
+      throw fail('PACKAGE_INVALID', {
+        path,
+        thing: entry.name,
+        expected: 'a certificate, *.json',
+        got: 'something else',
+      })
 }
 
 const mismatch = (path: string, expected: string, got: string) => fail('HASH_MISMATCH', { path, expected, got })
