@@ -9,8 +9,8 @@ import { basename, dirname, join, resolve } from 'node:path'
 import { z } from 'zod'
 import { fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
-import { text } from './config.ts'
-import { type Envelope, invalidField, keyId, parseEnvelope, seal, signers } from './dsse.ts'
+import { text, wrongField } from './config.ts'
+import { type Envelope, keyId, parseEnvelope, seal, signers } from './dsse.ts'
 import { codeOf, parseJson, readBytes } from './files.ts'
 import { CERTIFICATES_FOLDER, type Package, PLAN_FILE, WEIGHTS_FILE } from './package.ts'
 
@@ -136,7 +136,7 @@ export function issueCertificate(
 function parseStatement(payload: Buffer, path: string): { subjects: Subject[]; predicate: Predicate } {
   const json = parseJson(payload.toString('utf8'), path)
   const result = statementSchema.safeParse(json)
-  if (!result.success) throw invalidField('CERTIFICATE_INVALID', path, 'the statement', json, result.error)
+  if (!result.success) throw fail('CERTIFICATE_INVALID', { path, ...wrongField(result.error, json, 'the statement') })
   const { subject, predicate } = result.data
   return { subjects: subject.map(({ name, digest }) => ({ name, sha256: digest.sha256 })), predicate }
 }

@@ -5,7 +5,7 @@
 import { createHash, createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
 import { z } from 'zod'
 import { fail } from '../errors.ts'
-import { shown } from './config.ts'
+import { wrongField } from './config.ts'
 import { parseJson } from './files.ts'
 
 export interface Signature {
@@ -90,22 +90,9 @@ export function seal(payloadType: string, payload: Uint8Array, keys: readonly Ke
 export function parseEnvelope(text: string, path: string): Envelope {
   const json = parseJson(text, path)
   const result = envelopeSchema.safeParse(json)
-  if (!result.success) throw invalidField('ENVELOPE_INVALID', path, 'the envelope', json, result.error)
+  if (!result.success) throw fail('ENVELOPE_INVALID', { path, ...wrongField(result.error, json, 'the envelope') })
   const { payloadType, payload, signatures } = result.data
   return { payloadType, payload, signatures: signatures.map(({ keyid = '', sig }) => ({ keyId: keyid, bytes: sig })) }
-}
-
-/** The error of the first field that a schema, whose messages say what was expected, refuses. */
-export function invalidField(
-  code: 'ENVELOPE_INVALID' | 'CERTIFICATE_INVALID' | 'SIGNOFF_FILE_INVALID',
-  path: string,
-  whole: string,
-  json: unknown,
-  { issues: [issue] }: z.ZodError,
-): Error {
-  const got = issue!.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown> | undefined)?.[key], json)
-  const thing = issue!.path.join('.') || whole
-  return fail(code, { path, thing, expected: issue!.message, got: shown(got) })
 }
 
 /** Those of `keys` (public) that signed. Every key is tried on every signature: hints are not to be trusted. */

@@ -13,7 +13,7 @@ import { fail } from '../errors.ts'
 import { planHash } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
-import { flag, integer, samplingFields, shown, text, tokenId } from './config.ts'
+import { flag, integer, samplingFields, shown, text, tokenId, wrongField } from './config.ts'
 import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, readWhole, withFile } from './files.ts'
 import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
@@ -104,9 +104,9 @@ export function parseManifest(source: string, path: string): Manifest {
     throw fail('PACKAGE_NEWER', { path, expected: PACKAGE_FORMAT, got: format })
   const result = manifestSchema.safeParse(json)
   if (!result.success) {
-    const issue = result.error.issues[0]!
-    const got = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown>)?.[key], json)
-    throw broken(issue.path.join('.') || 'the manifest', issue.message, issue.path.length ? got : Object.keys(json))
+    const wrong = wrongField(result.error, json, 'the manifest')
+    const got = result.error.issues[0]!.path.length ? wrong.got : shown(Object.keys(json))
+    throw fail('PACKAGE_INVALID', { path, ...wrong, got })
   }
   const { hash, ...rest } = result.data
   const expected = createHash('sha256').update(canonical(rest)).digest('hex')
