@@ -88,7 +88,23 @@ export const errors = {
   CERTIFICATE_VERDICT: plan('{path}: certifies no parity: {reason}'),
   CERTIFICATE_EARLY: plan('{path}: valid from {issued}, and it is {now}; is the clock right?'),
   CERTIFICATE_EXPIRED: plan('{path}: expired at {expires}, and it is {now}; sign off again'),
+  // sign-off
   SIGNOFF_FILE_INVALID: plan('{path}: {thing}: expected {expected}, got {got}'),
+  SIGNOFF_NOT_STARTED: plan('phase {phase} has not started; fix its record with "ingot signoff start {path}"'),
+  SIGNOFF_RECORD_CHANGED: plan(
+    '{path} changed after phase {phase} started: its digest was {expected}, now {got}; restore it, or start another phase',
+  ),
+  SIGNOFF_CELL_MISSING: plan('{path} has no cell "{cell}", which the record asks for; run "ingot signoff measure"'),
+  SIGNOFF_CELL_FAILED: plan('{path}: cell "{cell}" does not pass: {reason}'),
+  SIGNOFF_STALE: plan(
+    '{path} judges {thing} of digest {expected}, and it has {got} now; measure again with "ingot signoff measure"',
+  ),
+  SIGNOFF_UNSIGNED: plan('{role} ({name}) has not signed: {reason}; "ingot signoff sign --role {role}"'),
+  SIGNOFF_KEY: config('{path}: this key is {got}, that of {role} in the record is {expected}'),
+  SIGNOFF_OVERDUE: plan('phase {phase}: {path} was to be deleted by {date} ({milestone}); delete it'),
+  SIGNOFF_LEDGER_BROKEN: plan('{path}: the chain is broken at line {line}: {reason}; restore the ledger from a copy'),
+  SIGNOFF_LEDGER_BUSY: config('{path}: somebody is writing to it; if nobody is, remove {lock}'),
+  ROLLBACK_NONE: plan('{path} has no release to go back to: {reason}'),
   KERNELS_UNKNOWN: device(
     'backend "{backend}" does not say what its kernels are, so that no certificate can name them',
   ),

@@ -4,7 +4,7 @@
  * certificates may be added later, in a folder of their own.
  */
 import { createHash } from 'node:crypto'
-import { type FileHandle, readdir } from 'node:fs/promises'
+import { type FileHandle, lstat, readdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { byteSize, dtypes } from '../abi/dtypes.ts'
@@ -280,6 +280,12 @@ function checkAgreement(path: string, manifest: Manifest, plan: ExecutionPlan): 
   check('contextTokens', plan.maxContext, manifest.contextTokens)
 }
 
+/** Where a link points now: one that changes meanwhile must not mix the files of two packages. */
+async function linkedFolder(path: string): Promise<string> {
+  const info = await lstat(path).catch(() => undefined)
+  return info?.isSymbolicLink() ? realpath(path).catch(() => path) : path
+}
+
 async function readManifest(path: string): Promise<Manifest> {
   const file = join(path, MANIFEST_FILE)
   return parseManifest((await readBytes(file, 'the manifest of an Ingot package')).toString('utf8'), file)
@@ -289,7 +295,8 @@ async function readManifest(path: string): Promise<Manifest> {
  * Reads and checks a package. Throws FILE_MISSING, FILE_TRUNCATED, JSON_INVALID, PACKAGE_INVALID, PACKAGE_NEWER,
  * HASH_MISMATCH (naming the file), PLAN_INVALID, PLAN_NEWER, SAFETENSORS_HEADER.
  */
-export async function readPackage(path: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
+export async function readPackage(name: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
+  const path = await linkedFolder(name)
   const manifest = await readManifest(path)
   await checkListing(path, manifest)
   const [small, checked] = await Promise.all([

@@ -9,6 +9,7 @@ import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { packageRoot } from '../../abi/native.ts'
 import { open } from '../../index.ts'
+import { codeDigest, kernelDigest } from '../../parity/code.ts'
 import { type Ceilings, ceilings } from '../ceilings.ts'
 import { chart } from './chart.ts'
 import type { Format } from './convert.ts'
@@ -105,6 +106,9 @@ const setup: Setup = { cache, threads: probes[0]!.threads, isa: { ingot: isa, pe
 const prepared = await prepare()
 if (options.prepare) process.exit(0)
 
+// What a sign-off that relies on these figures compares; a bundle without sources can sign off nothing.
+const [code, kernels] = [await codeDigest().catch(() => ''), await kernelDigest('cpu')]
+
 const subjects: Subject[] = []
 for (const item of prepared) {
   const found = parity ? await checkParity(item.model, item.format, item, setup) : undefined
@@ -148,6 +152,8 @@ async function save(): Promise<string> {
     isa,
     threads: setup.threads,
     peer: version,
+    code,
+    kernels,
     probes,
     rows,
     subjects: subjects.map(({ model, format, bytes, parity }) => ({ model, format, bytes, parity })),

@@ -1,0 +1,82 @@
+/** Cells of a performance matrix (parity/signoff/evidence.ts): ratios to the ceilings, or to the peers, of the same run. */
+import { readFile } from 'node:fs/promises'
+import { z } from 'zod'
+import { fail } from '../errors.ts'
+import type { PerformanceMatrixCell } from '../parity/signoff/evidence.ts'
+import type { BenchReport } from './step.ts'
+
+/** Whom a cell is about. */
+export type CellSubject = Pick<PerformanceMatrixCell, 'package' | 'planSha256' | 'row' | 'kernels'>
+
+/** "story cpu decode 1 of read" and "story cpu prefill 1 of peak": shares of what the machine can do at most. */
+export function benchCells(subject: CellSubject, { prefill, decode, ceilings }: BenchReport): PerformanceMatrixCell[] {
+  const cell = (
+    what: string,
+    ratio: number | undefined,
+    tokensPerSecond: number,
+    spread: { low: number; high: number },
+  ) => {
+    if (!ceilings || ratio === undefined) return []
+    const { low, high } = spread
+    const name = `${subject.package} ${subject.row} ${what}`
+    const compared = tokensPerSecond / ratio
+    return [{ ...subject, name, ratio, measured: tokensPerSecond, compared, unit: 'tokens/s', low, high }]
+  }
+  return [
+    ...prefill.flatMap((p) => cell(`prefill ${p.batch} of peak`, p.peakShare, p.tokensPerSecond, p.spread)),
+    ...decode.flatMap((d) => cell(`decode ${d.batch} of read`, d.readShare, d.tokensPerSecond, d.spread)),
+  ]
+}
+
+const range = z.object({ median: z.number(), least: z.number(), most: z.number() })
+const peersSchema = z.object({
+  code: z.string(),
+  kernels: z.string(),
+  peer: z.string(),
+  rows: z.array(
+    z.object({
+      model: z.string(),
+      format: z.string(),
+      scenario: z.string(),
+      ingot: z.object({ value: range }),
+      peer: z.object({ value: range }),
+      ratio: range,
+    }),
+  ),
+})
+
+/**
+ * Cells of a run beside the peer, as `npm run bench:peers` wrote it: "Llama-3.2-1B q4 decode of node-llama-cpp". Throws
+ * FILE_UNREADABLE, JSON_INVALID, SIGNOFF_FILE_INVALID, and SIGNOFF_STALE where it measured another code than `code`.
+ */
+export async function peerCells(path: string, code: string): Promise<PerformanceMatrixCell[]> {
+  const source = await readFile(path, 'utf8').catch((cause: Error) => {
+    throw fail('FILE_UNREADABLE', { path, reason: cause.message }, cause)
+  })
+  let json: unknown
+  try {
+    json = JSON.parse(source)
+  } catch (cause) {
+    throw fail('JSON_INVALID', { path, reason: (cause as Error).message }, cause)
+  }
+  const result = peersSchema.safeParse(json)
+  if (!result.success) {
+    const { path: field, message } = result.error.issues[0]!
+    throw fail('SIGNOFF_FILE_INVALID', { path, thing: field.join('.'), expected: 'a run of bench:peers', got: message })
+  }
+  const { rows, kernels, ...run } = result.data
+  if (run.code !== code) throw fail('SIGNOFF_STALE', { path, thing: 'code', expected: run.code, got: code })
+  return rows.map(({ model, format, scenario, ingot, peer, ratio }) => ({
+    name: `${model} ${format} ${scenario} of node-llama-cpp`,
+    package: null,
+    planSha256: null,
+    row: 'cpu',
+    kernels,
+    ratio: ratio.median,
+    measured: ingot.value.median,
+    compared: peer.value.median,
+    unit: scenario === 'start' ? 'ms' : 'tokens/s',
+    low: ingot.value.least,
+    high: ingot.value.most,
+  }))
+}
