@@ -1,9 +1,53 @@
 /** Cells of a performance matrix (parity/signoff/evidence.ts): ratios to the ceilings, or to the peers, of the same run. */
 import { readFile } from 'node:fs/promises'
+import { cpus } from 'node:os'
 import { z } from 'zod'
+import { kernelDigest } from '../compute/kernels.ts'
 import { fail } from '../errors.ts'
-import type { PerformanceMatrixCell } from '../parity/signoff/evidence.ts'
-import type { BenchReport } from './step.ts'
+import type { Package } from '../models/package.ts'
+import {
+  currentCode,
+  EVIDENCE_VERSION,
+  PERFORMANCE_FORMAT,
+  type PerformanceMatrix,
+  type PerformanceMatrixCell,
+  rowOf,
+} from '../parity/signoff/evidence.ts'
+import type { Phase } from '../parity/signoff/phase.ts'
+import { type BenchOptions, type BenchReport, bench } from './step.ts'
+
+/**
+ * Benches every package of a phase on every row, with the sizes of its record, and joins the run beside peers at `peers`,
+ * if any. Throws as bench() and peerCells() do.
+ */
+export async function performanceMatrix(
+  { record: { performance, parity } }: Phase,
+  packages: ReadonlyMap<string, Package>,
+  { peers, onProgress }: { readonly peers?: string } & Pick<BenchOptions, 'onProgress'>,
+): Promise<PerformanceMatrix> {
+  const { prompt, generate, sequences: batches, repeats } = performance
+  const code = await currentCode()
+  const cells: PerformanceMatrixCell[] = []
+  for (const [name, pkg] of packages)
+    for (const row of parity.rows) {
+      const { backend, isa } = rowOf(row)
+      const sizes = {
+        backend,
+        prompt,
+        generate,
+        batches,
+        repeats,
+        ...(isa && { isa }),
+        ...(onProgress && { onProgress }),
+      }
+      const subject = { package: name, planSha256: pkg.planHash, row, kernels: await kernelDigest(backend) }
+      cells.push(...benchCells(subject, await bench(pkg.path, sizes)))
+    }
+  if (peers !== undefined) cells.push(...(await peerCells(peers, code)))
+  const [{ model } = { model: 'unknown' }] = cpus()
+  const created = new Date().toISOString()
+  return { format: PERFORMANCE_FORMAT, version: EVIDENCE_VERSION, code, created, machine: model, cells }
+}
 
 /** Whom a cell is about. */
 export type CellSubject = Pick<PerformanceMatrixCell, 'package' | 'planSha256' | 'row' | 'kernels'>

@@ -12,7 +12,9 @@ import { doctorCommand } from './doctor.ts'
 import { inspectCommand } from './inspect.ts'
 import { parityCommand } from './parity.ts'
 import { replayCommand } from './replay.ts'
+import { rollbackCommand } from './rollback.ts'
 import { runCommand } from './run.ts'
+import { signoffCommand } from './signoff.ts'
 import { exits, refuse } from './terminal.ts'
 import { verifyCommand } from './verify.ts'
 
@@ -33,6 +35,8 @@ for (const command of [
   parityCommand,
   replayCommand,
   benchCommand,
+  signoffCommand,
+  rollbackCommand,
   doctorCommand,
 ]) {
   const subcommand = command

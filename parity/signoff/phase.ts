@@ -115,6 +115,36 @@ export async function readPhase(path: string): Promise<Phase> {
   return { name: basename(path).replace(/\.json$/, ''), path, sha256: hashBytes(bytes).sha256, record }
 }
 
+/** A record to be edited: of one package, the CPU against the reference, and thresholds that any speed passes. */
+export function draftRecord(
+  { name, path }: PhaseRecord['packages'][number],
+  owners: PhaseRecord['owners'],
+  shapes: readonly string[],
+  conformance: PhaseRecord['conformance'],
+): PhaseRecord {
+  return {
+    format: PHASE_FORMAT,
+    version: PHASE_VERSION,
+    title: `Run ${name} on the CPU`,
+    exitCriteria: [{ command: 'npx ingot signoff check <this file>', prints: 'every cell passes' }],
+    rollback: 'npx ingot rollback <package> --ledger <ledger.jsonl beside this file>',
+    fallback: { runs: 'the reference backend', reason: 'not_signed_off' },
+    dualPath: null,
+    owners,
+    packages: [{ name, path }],
+    parity: { reference: 'reference', rows: ['cpu'], shapes: [...shapes] },
+    conformance,
+    performance: {
+      prompt: 64,
+      generate: 16,
+      sequences: [1],
+      repeats: 3,
+      cells: [{ name: `${name} cpu decode 1 of read`, least: 0.001, reason: 'any speed: set the bar of this phase' }],
+    },
+    certificateDays: 365,
+  }
+}
+
 export const ownerKey = ({ record }: Phase, role: Role): KeyObject => publicKey(record.owners[role].key)!
 
 /** Files of a phase, all beside its record. */

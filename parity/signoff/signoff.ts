@@ -62,6 +62,11 @@ function assertStarted(phase: Phase, entries: readonly LedgerEntry[]): Start {
   return assertUnchanged(phase, started)
 }
 
+/** Throws SIGNOFF_NOT_STARTED, SIGNOFF_RECORD_CHANGED. */
+export async function assertFixed(phase: Phase): Promise<void> {
+  assertStarted(phase, await readLedger(phaseFiles(phase).ledger))
+}
+
 export interface Check {
   /** Why the phase cannot end, most basic first; empty: it can. */
   readonly refusals: readonly IngotError[]
