@@ -186,6 +186,8 @@ Going back: ingot rollback <package> --ledger <ledger.jsonl>`
 
 export const signoffCommand = new Command('signoff')
   .description('judge, sign and certify what a backend computes; see "ingot signoff --help"')
+  // Options after a subcommand are its own.
+  .enablePositionalOptions()
   .addHelpText('after', help)
 
 for (const command of [keygen, draft, startCommand, measureCommand, checkCommand, signCommand, closeCommand])
