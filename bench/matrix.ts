@@ -1,9 +1,10 @@
 /** Cells of a performance matrix (parity/signoff/evidence.ts): ratios to the ceilings, or to the peers, of the same run. */
-import { readFile } from 'node:fs/promises'
 import { cpus } from 'node:os'
 import { z } from 'zod'
 import { kernelDigest } from '../compute/kernels.ts'
 import { fail } from '../errors.ts'
+import { wrongField } from '../models/config.ts'
+import { parseJson, readBytes } from '../models/files.ts'
 import type { Package } from '../models/package.ts'
 import {
   currentCode,
@@ -94,20 +95,10 @@ const peersSchema = z.object({
  * FILE_UNREADABLE, JSON_INVALID, SIGNOFF_FILE_INVALID, and SIGNOFF_STALE where it measured another code than `code`.
  */
 export async function peerCells(path: string, code: string): Promise<PerformanceMatrixCell[]> {
-  const source = await readFile(path, 'utf8').catch((cause: Error) => {
-    throw fail('FILE_UNREADABLE', { path, reason: cause.message }, cause)
-  })
-  let json: unknown
-  try {
-    json = JSON.parse(source)
-  } catch (cause) {
-    throw fail('JSON_INVALID', { path, reason: (cause as Error).message }, cause)
-  }
+  const json = parseJson((await readBytes(path, 'a run of bench:peers')).toString('utf8'), path)
   const result = peersSchema.safeParse(json)
-  if (!result.success) {
-    const { path: field, message } = result.error.issues[0]!
-    throw fail('SIGNOFF_FILE_INVALID', { path, thing: field.join('.'), expected: 'a run of bench:peers', got: message })
-  }
+  if (!result.success)
+    throw fail('SIGNOFF_FILE_INVALID', { path, ...wrongField(result.error, json, 'a run of bench:peers') })
   const { rows, kernels, ...run } = result.data
   if (run.code !== code) throw fail('SIGNOFF_STALE', { path, thing: 'code', expected: run.code, got: code })
   return rows.map(({ model, format, scenario, ingot, peer, ratio }) => ({

@@ -24,6 +24,7 @@ const program = new Command('ingot')
   .description('Compile a model checkpoint into a verifiable plan and run it inside Node.js.')
   .version(version)
   .showHelpAfterError()
+  .enablePositionalOptions()
   .exitOverride()
 
 for (const command of [

@@ -4,10 +4,12 @@ import { Command, Option } from 'commander'
 import { performanceMatrix } from '../bench/matrix.ts'
 import { fail } from '../errors.ts'
 import { shapesOf } from '../parity/corpus.ts'
+import { renderReport } from '../parity/report.ts'
 import { readPackages } from '../parity/signoff/evidence.ts'
 import { generateKeys, readPrivateKey, readPublicKey } from '../parity/signoff/keys.ts'
 import { measureConformance, measureParity, writeEvidence } from '../parity/signoff/measure.ts'
 import { draftRecord, type Phase, phaseFiles, type Role, readPhase, roles } from '../parity/signoff/phase.ts'
+import { phaseReport } from '../parity/signoff/report.ts'
 import { assertFixed, type Check, check, close, sign, start } from '../parity/signoff/signoff.ts'
 import { finish, log, print, progress, type Shared } from './terminal.ts'
 
@@ -122,9 +124,23 @@ function checkText({ record, name }: Phase, { refusals, signed }: Check): string
   ].join('\n')
 }
 
+interface ReportOptions extends Shared {
+  readonly html?: string
+}
+const htmlFlag = () => new Option('--html <file>', 'write all of it as one page')
+
+async function writePage(phase: Phase, found: Check, { html, ...shared }: ReportOptions): Promise<void> {
+  if (html === undefined) return
+  await writeFile(html, renderReport(await phaseReport(phase, found))).catch((cause: Error) => {
+    throw fail('OUTPUT_UNWRITABLE', { path: html, reason: cause.message }, cause)
+  })
+  log(shared, `wrote ${html}`)
+}
+
 /** Prints what keeps the phase from ending; a missing signature alone is no failure before `close`. */
-async function report(phase: Phase, options: Shared): Promise<boolean> {
+async function report(phase: Phase, options: ReportOptions): Promise<boolean> {
   const found = await check(phase)
+  await writePage(phase, found, options)
   const refusals = found.refusals.map(({ code, message }) => ({ code, message }))
   print(
     options,
@@ -137,7 +153,8 @@ async function report(phase: Phase, options: Shared): Promise<boolean> {
 const checkCommand = new Command('check')
   .description('say what keeps the phase from ending; exit 1 unless only signatures are missing')
   .argument('<record.json>')
-  .action((path: string, options: Shared) => finish(async () => report(await readPhase(path), options)))
+  .addOption(htmlFlag())
+  .action((path: string, options: ReportOptions) => finish(async () => report(await readPhase(path), options)))
 
 const signCommand = new Command('sign')
   .description('sign the digests of record and evidence as one of the owners')
@@ -157,11 +174,13 @@ const closeCommand = new Command('close')
   .description('end the phase: check everything, issue certificates into the packages, keep them as releases')
   .argument('<record.json>')
   .requiredOption('--key <file...>', 'private keys of owners, which sign the certificates')
-  .action((path: string, options: Shared & { readonly key: string[] }) =>
+  .addOption(htmlFlag())
+  .action((path: string, options: ReportOptions & { readonly key: string[] }) =>
     finish(async () => {
       const phase = await readPhase(path)
       const closed = await close(phase, await Promise.all(options.key.map(readPrivateKey)))
       const { entry, certificates } = closed
+      if (options.html !== undefined) await writePage(phase, await check(phase), options)
       print(
         options,
         closed,

@@ -73,6 +73,8 @@ const conformanceSchema = z.object({
           state: text,
           verdict: z.enum(['pass', 'fail', 'unsupported', 'expected to fail'], 'a verdict'),
           reason: text,
+          cases: z.object({ pass: number, fail: number }, 'an object of pass and fail'),
+          worst: number.nullable(),
           failures: list(z.object({ case: text, reason: text })),
         }),
       ),

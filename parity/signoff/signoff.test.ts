@@ -91,7 +91,18 @@ async function evidenceOf(path: string) {
     kernels: cpu,
     pass: true,
     slice: 'full',
-    cells: [{ op: 'embed', weights: 'f32', state: '-', verdict: 'pass', reason: '', failures: [] }],
+    cells: [
+      {
+        op: 'embed',
+        weights: 'f32',
+        state: '-',
+        verdict: 'pass',
+        reason: '',
+        cases: { pass: 1, fail: 0 },
+        worst: 0.5,
+        failures: [],
+      },
+    ],
     staleExpectations: [] as string[],
   })
   return {
