@@ -1,5 +1,5 @@
 import { writeFile } from 'node:fs/promises'
-import { basename, dirname, join, relative } from 'node:path'
+import { basename, join } from 'node:path'
 import { Command, Option } from 'commander'
 import { performanceMatrix } from '../bench/matrix.ts'
 import { fail } from '../errors.ts'
@@ -49,12 +49,9 @@ const draft = new Command('draft')
   .option('--thin', 'ask for a sixth of the op cases only')
   .action((path: string, options: DraftOptions) =>
     finish(async () => {
-      const subject = {
-        name: basename(options.package).replace(/\.ingot\/?$/, ''),
-        path: relative(dirname(path), options.package),
-      }
+      const subject = { name: basename(options.package).replace(/\.ingot$/, ''), path: options.package }
       const shapes = (['text', 'random'] as const).flatMap((kind) => shapesOf(kind, []).map(({ name }) => name))
-      const record = draftRecord(subject, await ownersIn(options.keys), shapes, options.thin ? 'thin' : 'full')
+      const record = draftRecord(path, subject, await ownersIn(options.keys), shapes, options.thin ? 'thin' : 'full')
       await writeFile(path, `${JSON.stringify(record, undefined, 2)}\n`, { flag: 'wx' }).catch((cause: Error) => {
         throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)
       })

@@ -189,12 +189,12 @@ describe('the certificates of a package', async () => {
 
   test('lie in a folder that the manifest does not list, beside files that it does', async () => {
     await expect(find()).rejects.toMatchObject({ code: 'CERTIFICATE_MISSING' })
-    await writeCertificate(path, 'other', issue({ backend: 'cpu' }))
+    await writeCertificate(path, 'other.json', issue({ backend: 'cpu' }))
     await expect(find()).rejects.toMatchObject({ code: 'CERTIFICATE_SCOPE' })
-    await writeCertificate(path, 'broken', 'no JSON')
-    await writeCertificate(path, 'old', issue({ expires: '2026-02-01T00:00:00Z' }))
+    await writeCertificate(path, 'broken.json', 'no JSON')
+    await writeCertificate(path, 'old.json', issue({ expires: '2026-02-01T00:00:00Z' }))
     await expect(find()).rejects.toMatchObject({ code: 'CERTIFICATE_EXPIRED' })
-    const written = await writeCertificate(path, 'z', issue())
+    const written = await writeCertificate(path, 'z.json', issue())
     expect(await find()).toMatchObject({ path: written })
     const pkg = await readPackage(path, full)
     expect(packageSubjects(pkg).map(({ name }) => name)).toEqual(['plan.bin', 'weights.safetensors'])
@@ -214,7 +214,7 @@ describe('the certificates of a package', async () => {
 
   test('larger than any certificate are not read', async () => {
     const { path: third } = await compile(tinyCheckpoint(), { out: join(newFolder(), 'x.ingot') })
-    await writeCertificate(third, 'large', ' '.repeat(2 ** 20 + 1))
+    await writeCertificate(third, 'large.json', ' '.repeat(2 ** 20 + 1))
     const found = findCertificate(third, [ours.publicKey], candidate, now)
     await expect(found).rejects.toMatchObject({ code: 'FILE_UNREADABLE' })
   })

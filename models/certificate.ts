@@ -269,10 +269,10 @@ export async function findCertificate(
   throw nearest ?? fail('CERTIFICATE_MISSING', { path: packagePath, backend: candidate.backend })
 }
 
-/** Puts a certificate into a package, replacing the one of that name: all of it or nothing. Throws OUTPUT_UNWRITABLE. */
+/** Puts a certificate into a package as `name`, replacing one of that name: all or nothing. Throws OUTPUT_UNWRITABLE. */
 export async function writeCertificate(packagePath: string, name: string, content: string): Promise<string> {
   const folder = join(packagePath, CERTIFICATES_FOLDER)
-  const path = join(folder, `${name}.json`)
+  const path = join(folder, name)
   // Beside the package: whoever opens it meanwhile finds finished certificates only.
   const temporary = join(dirname(resolve(packagePath)), `.${basename(packagePath)}.${randomUUID()}.tmp`)
   try {

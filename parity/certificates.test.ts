@@ -44,7 +44,7 @@ async function issue(path: string, change: Partial<Predicate> = {}, key = ours.p
     ...change,
   }
   const own = { name: kernelSubject('cpu'), sha256: kernels ?? (await kernelDigest('cpu')) }
-  await writeCertificate(path, 'cpu', issueCertificate([...packageSubjects(pkg), own], predicate, [key]))
+  await writeCertificate(path, 'cpu.json', issueCertificate([...packageSubjects(pkg), own], predicate, [key]))
 }
 
 /** A copy of the signed package, changed. */

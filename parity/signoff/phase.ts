@@ -3,7 +3,7 @@
  * It is fixed before the phase starts: its digest is the phase's first entry in the ledger.
  */
 import type { KeyObject } from 'node:crypto'
-import { basename, dirname, join, resolve } from 'node:path'
+import { basename, dirname, join, relative, resolve } from 'node:path'
 import { z } from 'zod'
 import { fail } from '../../errors.ts'
 import { integer, wrongField } from '../../models/config.ts'
@@ -115,8 +115,12 @@ export async function readPhase(path: string): Promise<Phase> {
   return { name: basename(path).replace(/\.json$/, ''), path, sha256: hashBytes(bytes).sha256, record }
 }
 
-/** A record to be edited: of one package, the CPU against the reference, and thresholds that any speed passes. */
+/**
+ * A record to be edited, to lie at `file`: of one package (its path from here), the CPU against the reference, and
+ * thresholds that any speed passes.
+ */
 export function draftRecord(
+  file: string,
   { name, path }: PhaseRecord['packages'][number],
   owners: PhaseRecord['owners'],
   shapes: readonly string[],
@@ -126,12 +130,12 @@ export function draftRecord(
     format: PHASE_FORMAT,
     version: PHASE_VERSION,
     title: `Run ${name} on the CPU`,
-    exitCriteria: [{ command: 'npx ingot signoff check <this file>', prints: 'every cell passes' }],
-    rollback: 'npx ingot rollback <package> --ledger <ledger.jsonl beside this file>',
+    exitCriteria: [{ command: `npx ingot signoff check ${file}`, prints: 'every cell passes' }],
+    rollback: `npx ingot rollback ${path} --ledger ${join(dirname(file), 'ledger.jsonl')}`,
     fallback: { runs: 'the reference backend', reason: 'not_signed_off' },
     dualPath: null,
     owners,
-    packages: [{ name, path }],
+    packages: [{ name, path: relative(dirname(file), path) }],
     parity: { reference: 'reference', rows: ['cpu'], shapes: [...shapes] },
     conformance,
     performance: {
@@ -157,6 +161,9 @@ export function phaseFiles({ path, name }: Pick<Phase, 'path' | 'name'>) {
     ledger: beside('ledger.jsonl'),
   }
 }
+
+/** Name of the certificate of a row, in the packages. */
+export const certificateFile = (row: string): string => `${row.replaceAll(/[^\w.-]/g, '-')}.json`
 
 /** The packages of a phase by name, as paths from here. */
 export const packagePaths = ({ path, record }: Phase): ReadonlyMap<string, string> =>

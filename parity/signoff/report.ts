@@ -5,8 +5,11 @@ import { readMatrix } from '../matrix.ts'
 import type { CertificatePart, ConformanceOp, ConformancePart, PerformancePart, ReportData } from '../report-data.ts'
 import type { Evidence } from './evidence.ts'
 import type { LedgerEntry } from './ledger.ts'
-import { type Phase, type PhaseRecord, packagePaths, phaseFiles } from './phase.ts'
+import { certificateFile, type Phase, type PhaseRecord, packagePaths, phaseFiles } from './phase.ts'
 import type { Check } from './signoff.ts'
+
+/** In the page's subtitle; `check` prints all. */
+const SHOWN_REFUSALS = 3
 
 type Suite = Evidence['conformance']['reports'][number]
 
@@ -51,11 +54,15 @@ function performancePart({ machine, cells }: Evidence['performance'], record: Ph
   return { machine, groups }
 }
 
-/** The first certificate, and the names of the others. */
+const figure = (value: number) => Number(value.toPrecision(3)).toString()
+
+/** The certificate of the first row, and the names of the others. */
 async function certificatePart(phase: Phase): Promise<CertificatePart | undefined> {
   const found = (await Promise.all([...packagePaths(phase).values()].map(readCertificates))).flat()
-  const [first, ...others] = found
+  const named = (path: string) => basename(path) === certificateFile(phase.record.parity.rows[0]!)
+  const first = found.find(({ path }) => named(path)) ?? found[0]
   if (!first) return undefined
+  const others = found.filter((each) => each !== first)
   const { predicate, subjects, keyIds } = readClaims(first.content, first.path)
   const { weights, states } = predicate.precision
   return {
@@ -68,7 +75,9 @@ async function certificatePart(phase: Phase): Promise<CertificatePart | undefine
       ['reference', predicate.reference],
       ['device', `${predicate.device.class}, ${predicate.device.description}`],
       ['precision', `weights ${weights.join(', ')}; states ${states.join(', ') || 'none'}`],
-      ...predicate.metrics.map(({ name, value, threshold }) => [name, `${value} of ${threshold}`] as const),
+      ...predicate.metrics.map(
+        ({ name, value, threshold }) => [name, `${figure(value)}, allowed is ${figure(threshold)}`] as const,
+      ),
       ...(others.length ? [['besides', others.map(({ path }) => basename(path)).join(', ')] as const] : []),
     ],
   }
@@ -87,9 +96,11 @@ export async function phaseReport(phase: Phase, found: Check): Promise<ReportDat
   const { record, name, path } = phase
   const { evidence, refusals, entries } = found
   const certificate = await certificatePart(phase)
+  const told = refusals.slice(0, SHOWN_REFUSALS).map(({ code, message }) => `${code}: ${message}`)
+  const more = refusals.length - SHOWN_REFUSALS
   return {
     title: record.title,
-    subtitle: refusals.length ? refusals.map(({ code, message }) => `${code}: ${message}`).join(' ') : `Phase ${name}`,
+    subtitle: [`Phase ${name}`, ...told, ...(more > 0 ? [`and ${more} more`] : [])].join('; '),
     pass: refusals.length === 0,
     ...(evidence && {
       matrix: await readMatrix(phaseFiles(phase).parity),

@@ -18,7 +18,16 @@ import { hashBytes, parseJson } from '../../models/files.ts'
 import type { Package } from '../../models/package.ts'
 import { type Evidence, type ParityMatrix, readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, headOf, type LedgerEntry, readLedger } from './ledger.ts'
-import { assertDualPath, ownerKey, type Phase, packagePaths, phaseFiles, type Role, roles } from './phase.ts'
+import {
+  assertDualPath,
+  certificateFile,
+  ownerKey,
+  type Phase,
+  packagePaths,
+  phaseFiles,
+  type Role,
+  roles,
+} from './phase.ts'
 import { keep } from './releases.ts'
 
 const PAYLOAD_TYPE = 'application/vnd.ingot.signoff.v1+json'
@@ -178,7 +187,7 @@ export async function close(phase: Phase, keys: readonly KeyObject[], now = Date
       const { kernels } = rowNamed(evidence.parity, row)
       const subjects = [...packageSubjects(pkg), { name: kernelSubject(predicate.backend), sha256: kernels }]
       const content = issueCertificate(subjects, predicate, keys)
-      const path = await writeCertificate(pkg.path, row.replaceAll(/[^\w.-]/g, '-'), content)
+      const path = await writeCertificate(pkg.path, certificateFile(row), content)
       issued.push({ path, sha256: hashBytes(Buffer.from(content)).sha256 })
     }
   const ledger = phaseFiles(phase).ledger
