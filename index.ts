@@ -8,7 +8,7 @@
 import type { KeyObject } from 'node:crypto'
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
-import type { DeviceInfo, Runner } from './compute/device.ts'
+import type { Backend, DeviceInfo, Runner } from './compute/device.ts'
 import { deviceClass, kernelDigest } from './compute/kernels.ts'
 import { type RecordOptions, recordSteps } from './compute/recorder.ts'
 import { fail, IngotError } from './errors.ts'
@@ -178,8 +178,8 @@ function assertPolicy(policy: CertificatePolicy, trusted: readonly KeyObject[], 
     throw refuse('integrity', '"full", with certificates: "require"', `"${integrity}"`)
 }
 
-async function candidateOf(pkg: Package, info: DeviceInfo): Promise<Candidate> {
-  const kernels = { name: kernelSubject(info.backend), sha256: await kernelDigest(info.backend) }
+async function candidateOf(pkg: Package, backend: Backend, info: DeviceInfo): Promise<Candidate> {
+  const kernels = { name: kernelSubject(info.backend), sha256: await kernelDigest(backend) }
   return {
     subjects: [...packageSubjects(pkg), kernels],
     backend: info.backend,
@@ -191,13 +191,17 @@ async function candidateOf(pkg: Package, info: DeviceInfo): Promise<Candidate> {
 /** The certificate that counts for an opened package, or why none does. Throws that reason where one is required. */
 async function certified(
   pkg: Package,
+  backend: Backend,
   info: DeviceInfo,
   policy: CertificatePolicy,
   trusted: readonly KeyObject[],
 ): Promise<{ readonly certificate?: Certificate; readonly warnings: readonly IngotError[] }> {
   if (policy === 'allow') return { warnings: [] }
   try {
-    return { certificate: await findCertificate(pkg.path, trusted, await candidateOf(pkg, info)), warnings: [] }
+    return {
+      certificate: await findCertificate(pkg.path, trusted, await candidateOf(pkg, backend, info)),
+      warnings: [],
+    }
   } catch (error) {
     if (policy === 'require' || !(error instanceof IngotError)) throw error
     process.emitWarning(error.message, { type: 'IngotWarning', code: error.code })
@@ -256,7 +260,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
   try {
-    const { certificate, warnings } = await certified(pkg, runner.info, certificates, trusted)
+    const { certificate, warnings } = await certified(pkg, device, runner.info, certificates, trusted)
     const { draft: draftPath } = sizes.speculative ?? {}
     if (draftPath !== undefined)
       draft = await openDraft(await readPackage(draftPath, { integrity }), pkg, fixed, openRunner)

@@ -1,6 +1,7 @@
 /** Cells of a performance matrix (parity/signoff/evidence.ts): ratios to the ceilings, or to the peers, of the same run. */
 import { cpus } from 'node:os'
 import { z } from 'zod'
+import { backendOf } from '../compute/backends.ts'
 import { kernelDigest } from '../compute/kernels.ts'
 import { fail } from '../errors.ts'
 import { wrongField } from '../models/config.ts'
@@ -41,7 +42,7 @@ export async function performanceMatrix(
         ...(isa && { isa }),
         ...(onProgress && { onProgress }),
       }
-      const subject = { package: name, planSha256: pkg.planHash, row, kernels: await kernelDigest(backend) }
+      const subject = { package: name, planSha256: pkg.planHash, row, kernels: await kernelDigest(backendOf(backend)) }
       cells.push(...benchCells(subject, await bench(pkg.path, sizes)))
     }
   if (peers !== undefined) cells.push(...(await peerCells(peers, code)))

@@ -1,6 +1,7 @@
 import type { KeyObject } from 'node:crypto'
 import { basename } from 'node:path'
 import { Command } from 'commander'
+import { backendOf } from '../compute/backends.ts'
 import { kernelDigest } from '../compute/kernels.ts'
 import { IngotError } from '../errors.ts'
 import {
@@ -45,7 +46,7 @@ async function certificateState(
     const { backend, device, issued, expires } = predicate
     claims = { backend, deviceClass: device.class, issued, expires, keyIds }
     if (trusted.length === 0) return { file, state: 'unchecked', reason: 'no --trusted-key', ...claims }
-    const kernels = { name: kernelSubject(backend), sha256: await kernelDigest(backend) }
+    const kernels = { name: kernelSubject(backend), sha256: await kernelDigest(backendOf(backend)) }
     const subjects = [...packageSubjects(pkg), kernels]
     const candidate = { subjects, backend, deviceClass: device.class, precision: precisionOf(pkg.plan) }
     checkCertificate(content, path, trusted, candidate, Date.now())

@@ -6,10 +6,9 @@ import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { basename } from 'node:path'
 import { fail } from '../errors.ts'
-import { backendOf } from './backends.ts'
 import type { Backend, DeviceInfo } from './device.ts'
 
-const digests = new Map<string, Promise<string>>()
+const digests = new WeakMap<Backend, Promise<string>>()
 
 async function digestOf(backend: Backend): Promise<string> {
   if (!backend.kernelFiles) throw fail('KERNELS_UNKNOWN', { backend: backend.name })
@@ -25,14 +24,14 @@ async function digestOf(backend: Backend): Promise<string> {
 
 /**
  * SHA-256 of a backend's name, table and files, lower-case hexadecimal. Files are read once a process: the code that runs
- * is the one that was loaded. Throws BACKEND_UNKNOWN, BACKEND_UNAVAILABLE, KERNELS_UNKNOWN.
+ * is the one that was loaded. Throws KERNELS_UNKNOWN.
  */
-export function kernelDigest(name: string): Promise<string> {
-  const known = digests.get(name)
+export function kernelDigest(backend: Backend): Promise<string> {
+  const known = digests.get(backend)
   if (known) return known
-  const digest = (async () => digestOf(backendOf(name)))()
-  digests.set(name, digest)
-  digest.catch(() => digests.delete(name))
+  const digest = digestOf(backend)
+  digests.set(backend, digest)
+  digest.catch(() => digests.delete(backend))
   return digest
 }
 

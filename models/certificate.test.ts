@@ -212,6 +212,14 @@ describe('the certificates of a package', async () => {
     await expect(readPackage(second, full)).rejects.toMatchObject({ code: 'PACKAGE_INVALID' })
   })
 
+  test('are not many', async () => {
+    const { path: many } = await compile(tinyCheckpoint(), { out: join(newFolder(), 'x.ingot') })
+    for (let i = 0; i < 64; i++) await writeCertificate(many, `${i}.json`, issue())
+    await readPackage(many, full)
+    await writeCertificate(many, 'more.json', issue())
+    await expect(readPackage(many, full)).rejects.toMatchObject({ message: expect.stringContaining('at most 64') })
+  })
+
   test('larger than any certificate are not read', async () => {
     const { path: third } = await compile(tinyCheckpoint(), { out: join(newFolder(), 'x.ingot') })
     await writeCertificate(third, 'large.json', ' '.repeat(2 ** 20 + 1))

@@ -27,6 +27,8 @@ export const TOKENIZER_FILE = 'tokenizer.json'
 export const VOCABULARY_FILE = 'vocabulary.bin'
 /** Holds what others say about the package, each file signed by itself; see certificate.ts. */
 export const CERTIFICATES_FOLDER = 'certificates'
+/** More than any package needs, and few enough to be read at once. */
+const MAX_CERTIFICATES = 64
 /** Files that a package copies from its checkpoint where they exist. */
 export const COPIED_FILES = [
   TOKENIZER_FILE,
@@ -177,7 +179,12 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
 
 /** Certificates vouch for themselves; nothing else may lie beside them. */
 async function checkCertificates(path: string): Promise<void> {
-  for (const entry of await readdir(path, { withFileTypes: true }))
+  const entries = await readdir(path, { withFileTypes: true })
+  if (entries.length > MAX_CERTIFICATES) {
+    const expected = `at most ${MAX_CERTIFICATES} certificates`
+    throw fail('PACKAGE_INVALID', { path, thing: 'the folder', expected, got: entries.length })
+  }
+  for (const entry of entries)
     if (!entry.isFile() || !entry.name.endsWith('.json'))
       throw fail('PACKAGE_INVALID', {
         path,

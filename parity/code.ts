@@ -3,6 +3,8 @@ import { createHash } from 'node:crypto'
 import { readdir, readFile } from 'node:fs/promises'
 import { join, relative, sep } from 'node:path'
 import { packageRoot } from '../abi/native.ts'
+import type { Backend } from '../compute/device.ts'
+import { kernelDigest } from '../compute/kernels.ts'
 
 /** All that a verdict can depend on. Tests, documents and the command are not among it. */
 const parts = ['abi', 'plans', 'models', 'compute', 'inference', 'native', 'parity', 'errors.ts', 'index.ts']
@@ -32,4 +34,6 @@ export async function codeDigest(root = packageRoot()): Promise<string> {
   return hash.digest('hex')
 }
 
-export { kernelDigest } from '../compute/kernels.ts'
+/** Digest of a backend's kernels (compute/kernels.ts); of the code, for one that does not say what they are. */
+export const kernelsOf = (backend: Backend): Promise<string> =>
+  backend.kernelFiles ? kernelDigest(backend) : codeDigest()

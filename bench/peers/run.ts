@@ -8,8 +8,10 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { packageRoot } from '../../abi/native.ts'
+import { cpuBackend } from '../../compute/cpu-backend.ts'
+import { kernelDigest } from '../../compute/kernels.ts'
 import { open } from '../../index.ts'
-import { codeDigest, kernelDigest } from '../../parity/code.ts'
+import { codeDigest } from '../../parity/code.ts'
 import { type Ceilings, ceilings } from '../ceilings.ts'
 import { chart } from './chart.ts'
 import type { Format } from './convert.ts'
@@ -107,7 +109,7 @@ const prepared = await prepare()
 if (options.prepare) process.exit(0)
 
 // What a sign-off that relies on these figures compares; a bundle without sources can sign off nothing.
-const [code, kernels] = [await codeDigest().catch(() => ''), await kernelDigest('cpu')]
+const [code, kernels] = [await codeDigest().catch(() => ''), await kernelDigest(cpuBackend)]
 
 const subjects: Subject[] = []
 for (const item of prepared) {

@@ -3,6 +3,7 @@
  * Read here, and held against the record: every cell that it asks for must be there, pass, and be of this code.
  */
 import { z } from 'zod'
+import { backendOf } from '../../compute/backends.ts'
 import { kernelDigest } from '../../compute/kernels.ts'
 import { fail, type IngotError } from '../../errors.ts'
 import { text, wrongField } from '../../models/config.ts'
@@ -191,11 +192,11 @@ async function staleness(
   compare(files.conformance, 'code', conformance.code, code)
   compare(files.performance, 'code', performance.code, code)
   for (const { name, backend, kernels } of parity.rows)
-    compare(files.parity, `kernels of ${name}`, kernels, await kernelDigest(backend))
+    compare(files.parity, `kernels of ${name}`, kernels, await kernelDigest(backendOf(backend)))
   for (const { row, kernels } of conformance.reports)
-    compare(files.conformance, `kernels of ${row}`, kernels, await kernelDigest(rowOf(row).backend))
+    compare(files.conformance, `kernels of ${row}`, kernels, await kernelDigest(backendOf(rowOf(row).backend)))
   for (const { name, row, kernels, package: of, planSha256 } of performance.cells) {
-    compare(files.performance, `kernels of ${name}`, kernels, await kernelDigest(rowOf(row).backend))
+    compare(files.performance, `kernels of ${name}`, kernels, await kernelDigest(backendOf(rowOf(row).backend)))
     const pkg = of === null ? undefined : packages.get(of)
     if (pkg && planSha256) compare(files.performance, `plan of ${name}`, planSha256, pkg.planHash)
   }
@@ -216,6 +217,17 @@ export function rowOf(name: string): { readonly backend: string; readonly isa?: 
 
 const missing = (path: string, cell: string) => fail('SIGNOFF_CELL_MISSING', { path, cell })
 const failed = (path: string, cell: string, reason: string) => fail('SIGNOFF_CELL_FAILED', { path, cell, reason })
+
+export type CellMetrics = NonNullable<ParityMatrix['cells'][number]['metrics']>
+
+/** The bounded measures of a cell, by name. */
+export const boundedMetrics = ({ greedy, ...metrics }: CellMetrics) => ({
+  ...metrics,
+  greedyOutsideTies: greedy.outsideTies,
+})
+
+const exceeding = (metrics: CellMetrics) =>
+  Object.entries(boundedMetrics(metrics)).flatMap(([name, { value, allowed }]) => (value <= allowed ? [] : [name]))
 
 /** Each row by the reference and each pair of rows in one direction, for every package and shape. */
 function parityGaps(phase: Phase, { cells }: ParityMatrix): IngotError[] {
@@ -239,6 +251,8 @@ function parityGaps(phase: Phase, { cells }: ParityMatrix): IngotError[] {
         for (const { verdict, reason, failures, metrics } of found)
           if (verdict !== 'pass') gaps.push(failed(path, cell, [reason ?? verdict, ...failures].join('; ')))
           else if (!metrics) gaps.push(failed(path, cell, 'it passes without metrics'))
+          else if (exceeding(metrics).length)
+            gaps.push(failed(path, cell, `it passes, and exceeds: ${exceeding(metrics).join(', ')}`))
       }
   return gaps
 }

@@ -43,7 +43,7 @@ export async function measureConformance({ record }: Phase, onProgress: Progress
   const reports: ({ readonly row: string; readonly kernels: string } & ConformanceReport)[] = []
   for (const name of record.parity.rows) {
     const row = backendRow(name)
-    const kernels = await kernelDigest(row.backend.name)
+    const kernels = await kernelDigest(row.backend)
     reports.push({ row: name, kernels, ...(await conformance(row, { slice: record.conformance, onProgress })) })
   }
   return { format: CONFORMANCE_FORMAT, version: EVIDENCE_VERSION, code: await currentCode(), reports } as const

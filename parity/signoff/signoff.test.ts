@@ -5,9 +5,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
+import { backends } from '../../compute/backends.ts'
+import { kernelDigest } from '../../compute/kernels.ts'
 import { compile, type IngotError, open } from '../../index.ts'
 import { readPackage, weightsHash } from '../../models/package.ts'
-import { codeDigest, kernelDigest } from '../code.ts'
+import { codeDigest } from '../code.ts'
 import { append, readLedger } from './ledger.ts'
 import { type PhaseRecord, readPhase, roles } from './phase.ts'
 import { rollback } from './releases.ts'
@@ -50,7 +52,11 @@ const record: PhaseRecord = {
 /** Evidence that passes, of the package and code that are here. */
 async function evidenceOf(path: string) {
   const pkg = await readPackage(path, { integrity: 'structure' })
-  const [code, cpu, reference] = [await codeDigest(), await kernelDigest('cpu'), await kernelDigest('reference')]
+  const [code, cpu, reference] = [
+    await codeDigest(),
+    await kernelDigest(backends.cpu),
+    await kernelDigest(backends.reference),
+  ]
   await using model = await open(path)
   const { isa, description } = model.device
   const row = (name: string, backend: string, isa: string, kernels: string) => ({
@@ -304,6 +310,12 @@ describe('evidence', () => {
       ({ parity }) => void Object.assign(parity.cells[0]!, { verdict: 'fail', failures: ['rms too large'] }),
       'SIGNOFF_CELL_FAILED',
       'rms too large',
+    ],
+    [
+      'passes beyond a threshold',
+      ({ parity }) => void (parity.cells[0]!.metrics = { ...parity.cells[0]!.metrics, kl: { value: 2, allowed: 1 } }),
+      'SIGNOFF_CELL_FAILED',
+      'it passes, and exceeds: kl',
     ],
     [
       'passes without figures',

@@ -16,7 +16,7 @@ import {
 import { keyId, parseEnvelope, seal, signers } from '../../models/dsse.ts'
 import { hashBytes, parseJson } from '../../models/files.ts'
 import type { Package } from '../../models/package.ts'
-import { type Evidence, type ParityMatrix, readEvidence, readPackages, weigh } from './evidence.ts'
+import { boundedMetrics, type Evidence, type ParityMatrix, readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, headOf, type LedgerEntry, readLedger } from './ledger.ts'
 import {
   assertDualPath,
@@ -229,14 +229,13 @@ function predicateOf(
   const cells = matrix.cells.filter(
     (cell) => cell.model === model && cell.actual === name && cell.expected === reference.name,
   )
-  const worst = (
-    name: string,
-    of: (metrics: NonNullable<(typeof cells)[number]['metrics']>) => { value: number; allowed: number },
-  ) => {
-    const share = ({ value, allowed }: { value: number; allowed: number }) => (value <= 0 ? 0 : value / allowed)
-    const { value, allowed } = cells.map(({ metrics }) => of(metrics!)).reduce((a, b) => (share(b) > share(a) ? b : a))
+  const all = cells.map(({ metrics }) => boundedMetrics(metrics!))
+  const share = ({ value, allowed }: { value: number; allowed: number }) => (value <= 0 ? 0 : value / allowed)
+  const names = Object.keys(all[0]!) as (keyof (typeof all)[number])[]
+  const metrics = names.map((name) => {
+    const { value, allowed } = all.map((each) => each[name]).reduce((a, b) => (share(b) > share(a) ? b : a))
     return { name, value, threshold: allowed }
-  }
+  })
   return {
     verdict: 'pass',
     issued: new Date(now).toISOString(),
@@ -247,13 +246,6 @@ function predicateOf(
     precision: precisionOf(pkg.plan),
     corpus: { sha256: matrix.corpus },
     code: { sha256: matrix.code },
-    metrics: [
-      worst('rms', ({ rms }) => rms),
-      worst('maxAbs', ({ maxAbs }) => maxAbs),
-      worst('kl', ({ kl }) => kl),
-      worst('mismatchRatio', ({ mismatchRatio }) => mismatchRatio),
-      worst('argmaxOutsideTies', ({ argmaxOutsideTies }) => argmaxOutsideTies),
-      worst('greedyOutsideTies', ({ greedy }) => greedy.outsideTies),
-    ],
+    metrics,
   }
 }
