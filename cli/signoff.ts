@@ -3,7 +3,7 @@ import { basename, join } from 'node:path'
 import { Command, Option } from 'commander'
 import { performanceMatrix } from '../bench/matrix.ts'
 import { fail } from '../errors.ts'
-import { shapesOf } from '../parity/corpus.ts'
+import { shapeNames } from '../parity/corpus.ts'
 import { renderReport } from '../parity/report.ts'
 import { readPackages } from '../parity/signoff/evidence.ts'
 import { generateKeys, readPrivateKey, readPublicKey } from '../parity/signoff/keys.ts'
@@ -50,7 +50,7 @@ const draft = new Command('draft')
   .action((path: string, options: DraftOptions) =>
     finish(async () => {
       const subject = { name: basename(options.package).replace(/\.ingot$/, ''), path: options.package }
-      const shapes = (['text', 'random'] as const).flatMap((kind) => shapesOf(kind, []).map(({ name }) => name))
+      const shapes = [...shapeNames('text'), ...shapeNames('random')]
       const record = draftRecord(path, subject, await ownersIn(options.keys), shapes, options.thin ? 'thin' : 'full')
       await writeFile(path, `${JSON.stringify(record, undefined, 2)}\n`, { flag: 'wx' }).catch((cause: Error) => {
         throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)

@@ -10,7 +10,8 @@ import { text, wrongField } from '../../models/config.ts'
 import { hashBytes, parseJson, readBytes } from '../../models/files.ts'
 import { type Package, readPackage, weightsHash } from '../../models/package.ts'
 import { codeDigest } from '../code.ts'
-import { MATRIX_FORMAT, MATRIX_VERSION } from '../matrix-report.ts'
+import { parseMatrix } from '../matrix-file.ts'
+import type { MatrixMetrics, MatrixReport } from '../matrix-report.ts'
 import { type Phase, packagePaths, phaseFiles } from './phase.ts'
 
 export const CONFORMANCE_FORMAT = 'ingot-conformance'
@@ -19,42 +20,7 @@ export const EVIDENCE_VERSION = 1
 
 const sha256 = z.string('a string').regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
 const number = z.number('a finite number')
-const bounded = z.object({ value: number, allowed: number }, 'an object of value and allowed')
 const list = <T extends z.ZodType>(item: T) => z.array(item, 'a list')
-
-/** What is read of a parity matrix; matrix-report.ts says what else it holds. */
-const paritySchema = z.object({
-  format: z.literal(MATRIX_FORMAT, MATRIX_FORMAT),
-  version: z.literal(MATRIX_VERSION, String(MATRIX_VERSION)),
-  code: sha256,
-  corpus: sha256,
-  rows: list(
-    z.object({ name: text, backend: text, isa: text, description: text, driver: text.optional(), kernels: sha256 }),
-  ),
-  models: list(z.object({ name: text, planSha256: sha256, weightsSha256: sha256 })),
-  cells: list(
-    z.object({
-      model: text,
-      shape: text,
-      expected: text,
-      actual: text,
-      verdict: z.enum(['pass', 'fail', 'skipped'], 'pass, fail or skipped'),
-      reason: text.optional(),
-      failures: list(text),
-      metrics: z
-        .object({
-          maxAbs: bounded,
-          rms: bounded,
-          kl: bounded,
-          mismatchRatio: bounded,
-          argmaxOutsideTies: bounded,
-          greedy: z.object({ outsideTies: bounded }),
-        })
-        .optional(),
-    }),
-  ),
-})
-export type ParityMatrix = z.output<typeof paritySchema>
 
 const conformanceSchema = z.object({
   format: z.literal(CONFORMANCE_FORMAT, CONFORMANCE_FORMAT),
@@ -116,27 +82,35 @@ export type PerformanceMatrix = z.output<typeof performanceSchema>
 export type PerformanceMatrixCell = PerformanceMatrix['cells'][number]
 
 export interface Evidence {
-  readonly parity: ParityMatrix
+  readonly parity: MatrixReport
   readonly conformance: ConformanceFile
   readonly performance: PerformanceMatrix
   /** SHA-256 of the three files. */
   readonly digests: { readonly parity: string; readonly conformance: string; readonly performance: string }
 }
 
-async function readEvidenceFile<T extends z.ZodType>(path: string, what: string, schema: T) {
+async function readFile<T>(path: string, what: string, parse: (text: string) => T) {
   const bytes = await readBytes(path, `${what}; "ingot signoff measure" writes it`)
-  const json = parseJson(bytes.toString('utf8'), path)
-  const result = schema.safeParse(json)
-  if (!result.success) throw fail('SIGNOFF_FILE_INVALID', { path, ...wrongField(result.error, json, what) })
-  return { data: result.data, sha256: hashBytes(bytes).sha256 }
+  return { data: parse(bytes.toString('utf8')), sha256: hashBytes(bytes).sha256 }
 }
 
-/** Throws FILE_MISSING, FILE_UNREADABLE, JSON_INVALID, SIGNOFF_FILE_INVALID. */
+function parseAs<T extends z.ZodType>(schema: T, path: string, text: string): z.output<T> {
+  const json = parseJson(text, path)
+  const result = schema.safeParse(json)
+  if (result.success) return result.data
+  throw fail('SIGNOFF_FILE_INVALID', { path, ...wrongField(result.error, json, 'the file') })
+}
+
+/** Throws FILE_MISSING, FILE_UNREADABLE, JSON_INVALID, MATRIX_INVALID, SIGNOFF_FILE_INVALID. */
 export async function readEvidence(phase: Phase): Promise<Evidence> {
   const files = phaseFiles(phase)
-  const parity = await readEvidenceFile(files.parity, 'a parity matrix', paritySchema)
-  const conformance = await readEvidenceFile(files.conformance, 'a report of op conformance', conformanceSchema)
-  const performance = await readEvidenceFile(files.performance, 'a performance matrix', performanceSchema)
+  const parity = await readFile(files.parity, 'a parity matrix', (text) => parseMatrix(text, files.parity))
+  const conformance = await readFile(files.conformance, 'a report of op conformance', (text) =>
+    parseAs(conformanceSchema, files.conformance, text),
+  )
+  const performance = await readFile(files.performance, 'a performance matrix', (text) =>
+    parseAs(performanceSchema, files.performance, text),
+  )
   return {
     parity: parity.data,
     conformance: conformance.data,
@@ -218,19 +192,21 @@ export function rowOf(name: string): { readonly backend: string; readonly isa?: 
 const missing = (path: string, cell: string) => fail('SIGNOFF_CELL_MISSING', { path, cell })
 const failed = (path: string, cell: string, reason: string) => fail('SIGNOFF_CELL_FAILED', { path, cell, reason })
 
-export type CellMetrics = NonNullable<ParityMatrix['cells'][number]['metrics']>
-
 /** The bounded measures of a cell, by name. */
-export const boundedMetrics = ({ greedy, ...metrics }: CellMetrics) => ({
-  ...metrics,
+export const boundedMetrics = ({ maxAbs, rms, kl, mismatchRatio, argmaxOutsideTies, greedy }: MatrixMetrics) => ({
+  maxAbs,
+  rms,
+  kl,
+  mismatchRatio,
+  argmaxOutsideTies,
   greedyOutsideTies: greedy.outsideTies,
 })
 
-const exceeding = (metrics: CellMetrics) =>
+const exceeding = (metrics: MatrixMetrics) =>
   Object.entries(boundedMetrics(metrics)).flatMap(([name, { value, allowed }]) => (value <= allowed ? [] : [name]))
 
 /** Each row by the reference and each pair of rows in one direction, for every package and shape. */
-function parityGaps(phase: Phase, { cells }: ParityMatrix): IngotError[] {
+function parityGaps(phase: Phase, { cells }: MatrixReport): IngotError[] {
   const path = phaseFiles(phase).parity
   const { packages, parity } = phase.record
   const all = [parity.reference, ...parity.rows]

@@ -1,11 +1,10 @@
 /** A phase as a report: what was judged and measured, who signed, and what was issued. */
 import { basename } from 'node:path'
 import { readCertificates, readClaims } from '../../models/certificate.ts'
-import { readMatrix } from '../matrix.ts'
 import type { CertificatePart, ConformanceOp, ConformancePart, PerformancePart, ReportData } from '../report-data.ts'
 import type { Evidence } from './evidence.ts'
 import type { LedgerEntry } from './ledger.ts'
-import { certificateFile, type Phase, type PhaseRecord, packagePaths, phaseFiles } from './phase.ts'
+import { certificateFile, type Phase, type PhaseRecord, packagePaths } from './phase.ts'
 import type { Check } from './signoff.ts'
 
 /** In the page's subtitle; `check` prints all. */
@@ -91,7 +90,7 @@ function entryLine(entry: LedgerEntry): { what: string; by: string } {
   return { what: `${entry.path} goes back`, by: entry.to }
 }
 
-/** What is there of a phase, for renderReport. Throws as readMatrix and readCertificates do. */
+/** What is there of a phase, for renderReport. Throws as readCertificates and readClaims do. */
 export async function phaseReport(phase: Phase, found: Check): Promise<ReportData> {
   const { record, name, path } = phase
   const { evidence, refusals, entries } = found
@@ -103,7 +102,7 @@ export async function phaseReport(phase: Phase, found: Check): Promise<ReportDat
     subtitle: [`Phase ${name}`, ...told, ...(more > 0 ? [`and ${more} more`] : [])].join('; '),
     pass: refusals.length === 0,
     ...(evidence && {
-      matrix: await readMatrix(phaseFiles(phase).parity),
+      matrix: evidence.parity,
       conformance: evidence.conformance.reports.map(conformancePart),
       performance: performancePart(evidence.performance, record),
     }),

@@ -10,6 +10,7 @@ import { kernelDigest } from '../../compute/kernels.ts'
 import { compile, type IngotError, open } from '../../index.ts'
 import { readPackage, weightsHash } from '../../models/package.ts'
 import { codeDigest } from '../code.ts'
+import type { MatrixReport } from '../matrix-report.ts'
 import { append, readLedger } from './ledger.ts'
 import { type PhaseRecord, readPhase, roles } from './phase.ts'
 import { rollback } from './releases.ts'
@@ -49,6 +50,16 @@ const record: PhaseRecord = {
   certificateDays: 30,
 }
 
+const shapeNamed = (name: string) => ({
+  name,
+  kind: name,
+  prompts: [9],
+  batch: 1,
+  chunk: 9,
+  generate: 0,
+  judged: true,
+})
+
 /** Evidence that passes, of the package and code that are here. */
 async function evidenceOf(path: string) {
   const pkg = await readPackage(path, { integrity: 'structure' })
@@ -64,6 +75,7 @@ async function evidenceOf(path: string) {
     backend,
     isa,
     description,
+    deterministic: true,
     kernels,
   })
   const one = { value: 0.001, allowed: 0.01 }
@@ -74,7 +86,10 @@ async function evidenceOf(path: string) {
     kl: one,
     mismatchRatio: one,
     argmaxOutsideTies: none,
-    greedy: { outsideTies: none },
+    tokens: 9,
+    maxRel: 0.001,
+    argmaxAgreement: 1,
+    greedy: { matched: 8, total: 8, ties: 0, outsideTies: none },
   }
   const pairs = [
     ['reference', 'cpu'],
@@ -84,11 +99,12 @@ async function evidenceOf(path: string) {
   const cells = ['text', 'random'].flatMap((shape) =>
     pairs.map(([expected, actual]) => ({
       model: 'story',
+      precision: 'bf16',
       shape,
       expected,
       actual,
-      verdict: 'pass',
-      failures: [],
+      verdict: 'pass' as MatrixReport['cells'][number]['verdict'],
+      failures: [] as string[],
       metrics,
     })),
   )
@@ -116,13 +132,32 @@ async function evidenceOf(path: string) {
       format: 'ingot-parity-matrix',
       version: 1,
       code,
+      pass: true,
+      created: new Date(now).toISOString(),
+      seconds: 1,
       corpus: 'c'.repeat(64),
+      seed: 1,
+      machine: { cpu: 'abacus', arch: 'wood', node: 'v20', ingot: '0.1.0' },
+      shapes: ['text', 'random'].map(shapeNamed),
+      operations: [],
+      reasons: {},
       rows: [
         row('reference', 'reference', 'float64', reference),
         row('cpu', 'cpu', isa, cpu),
         row('cpu:portable', 'cpu', 'portable', cpu),
       ],
-      models: [{ name: 'story', planSha256: pkg.planHash, weightsSha256: weightsHash(pkg) }],
+      models: [
+        {
+          name: 'story',
+          precision: 'bf16',
+          weights: 'bf16',
+          state: 'bf16',
+          layers: 4,
+          vocab: pkg.plan.vocab,
+          planSha256: pkg.planHash,
+          weightsSha256: weightsHash(pkg),
+        },
+      ],
       cells,
     },
     conformance: {
@@ -307,7 +342,10 @@ describe('evidence', () => {
     ],
     [
       'fails',
-      ({ parity }) => void Object.assign(parity.cells[0]!, { verdict: 'fail', failures: ['rms too large'] }),
+      ({ parity }) => {
+        Object.assign(parity.cells[0]!, { verdict: 'fail', failures: ['rms too large'] })
+        parity.pass = false
+      },
       'SIGNOFF_CELL_FAILED',
       'rms too large',
     ],
@@ -374,10 +412,11 @@ describe('evidence', () => {
     ],
     [
       'is of another format',
-      ({ parity }) => void (parity.version = 2),
+      ({ performance }) => void (performance.version = 2),
       'SIGNOFF_FILE_INVALID',
       'version: expected 1, got 2',
     ],
+    ['is no parity matrix', ({ parity }) => void (parity.pass = false), 'MATRIX_INVALID', 'the cells say otherwise'],
   ])('that %s does not do', async (_, edit, code, message) => {
     expect(await edited(edit)).toEqual({ code, message: expect.stringContaining(message) })
   })

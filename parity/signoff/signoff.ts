@@ -16,7 +16,8 @@ import {
 import { keyId, parseEnvelope, seal, signers } from '../../models/dsse.ts'
 import { hashBytes, parseJson } from '../../models/files.ts'
 import type { Package } from '../../models/package.ts'
-import { boundedMetrics, type Evidence, type ParityMatrix, readEvidence, readPackages, weigh } from './evidence.ts'
+import type { MatrixReport } from '../matrix-report.ts'
+import { boundedMetrics, type Evidence, readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, headOf, type LedgerEntry, readLedger } from './ledger.ts'
 import {
   assertDualPath,
@@ -213,12 +214,12 @@ const keepAll = (phase: Phase, packages: ReadonlyMap<string, Package>, index: nu
     ),
   )
 
-const rowNamed = ({ rows }: ParityMatrix, name: string) => rows.find((row) => row.name === name)!
+const rowNamed = ({ rows }: MatrixReport, name: string) => rows.find((row) => row.name === name)!
 
 /** What a certificate says of one row and package: the worst of its cells against the reference. */
 function predicateOf(
   { record }: Phase,
-  matrix: ParityMatrix,
+  matrix: MatrixReport,
   name: string,
   model: string,
   pkg: Package,
