@@ -184,6 +184,7 @@ async function candidateOf(pkg: Package, backend: Backend, info: DeviceInfo): Pr
     subjects: [...packageSubjects(pkg), kernels],
     backend: info.backend,
     deviceClass: deviceClass(info),
+    deterministic: info.deterministic,
     precision: precisionOf(pkg.plan),
   }
 }

@@ -48,7 +48,8 @@ async function certificateState(
     if (trusted.length === 0) return { file, state: 'unchecked', reason: 'no --trusted-key', ...claims }
     const kernels = { name: kernelSubject(backend), sha256: await kernelDigest(backendOf(backend)) }
     const subjects = [...packageSubjects(pkg), kernels]
-    const candidate = { subjects, backend, deviceClass: device.class, precision: precisionOf(pkg.plan) }
+    const { class: deviceClass, deterministic } = device
+    const candidate = { subjects, backend, deviceClass, deterministic, precision: precisionOf(pkg.plan) }
     checkCertificate(content, path, trusted, candidate, Date.now())
     return { file, state: 'valid', reason: '', ...claims }
   } catch (error) {

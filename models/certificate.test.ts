@@ -32,7 +32,7 @@ const predicate: Predicate = {
   expires: '2027-01-01T00:00:00Z',
   reference: 'the reference backend',
   backend: 'abacus',
-  device: { class: 'wood/beads', description: 'ten wires', driver: '1.0' },
+  device: { class: 'wood/beads', description: 'ten wires', driver: '1.0', deterministic: true },
   precision: { weights: ['bf16', 'i8'], states: ['bf16'] },
   corpus: { sha256: digest('c') },
   code: { sha256: digest('d') },
@@ -47,6 +47,7 @@ const candidate: Candidate = {
   subjects,
   backend: 'abacus',
   deviceClass: 'wood/beads',
+  deterministic: true,
   precision: predicate.precision,
 }
 const issue = (change: Partial<Predicate> = {}, keys: readonly KeyObject[] = [ours.privateKey]) =>
@@ -91,6 +92,13 @@ describe('a certificate', () => {
     ['other kernels', {}, other(2), 'CERTIFICATE_SUBJECT', /kernels\/abacus of digest 3/],
     ['another backend', {}, { backend: 'cpu' }, 'CERTIFICATE_SCOPE', /certifies backend abacus, this is cpu/],
     ['another device', {}, { deviceClass: 'x64/avx2' }, 'CERTIFICATE_SCOPE', /device class wood\/beads, .* x64\/avx2/],
+    [
+      'another mode',
+      {},
+      { deterministic: false },
+      'CERTIFICATE_SCOPE',
+      /mode deterministic, this is not deterministic/,
+    ],
     ['another precision', {}, { precision: { weights: ['i4'], states: [] } }, 'CERTIFICATE_SCOPE', /precision .* i4/],
     ['a verdict of fail', { verdict: 'fail' }, {}, 'CERTIFICATE_VERDICT', /its verdict is fail/],
     [

@@ -44,8 +44,10 @@ const predicateSchema = z.strictObject(
         description: text,
         /** Version of the device's driver; null: it has none. */
         driver: text.nullable(),
+        /** Whether it was judged in a mode in which outputs do not depend on the batch: such a mode has kernels of its own. */
+        deterministic: z.boolean('true or false'),
       },
-      'an object of class, description and driver',
+      'an object of class, description, driver and deterministic',
     ),
     /** dtypes of the matrices and of the states. */
     precision: z.strictObject({ weights: texts, states: texts }, 'an object of weights and states'),
@@ -87,6 +89,7 @@ export interface Candidate {
   readonly backend: string
   /** See Predicate.device.class. */
   readonly deviceClass: string
+  readonly deterministic: boolean
   readonly precision: Predicate['precision']
 }
 
@@ -193,6 +196,8 @@ function checkScope({ backend, device, precision }: Predicate, candidate: Candid
   }
   check('backend', backend, candidate.backend)
   check('device class', device.class, candidate.deviceClass)
+  const mode = (deterministic: boolean) => (deterministic ? 'deterministic' : 'not deterministic')
+  check('mode', mode(device.deterministic), mode(candidate.deterministic))
   check('precision', words(precision), words(candidate.precision))
 }
 

@@ -37,7 +37,12 @@ async function issue(path: string, change: Partial<Predicate> = {}, key = ours.p
     expires: '2126-01-01T00:00:00Z',
     reference: 'reference',
     backend: 'cpu',
-    device: { class: deviceClass(model.device), description: model.device.description, driver: null },
+    device: {
+      class: deviceClass(model.device),
+      description: model.device.description,
+      driver: null,
+      deterministic: true,
+    },
     precision: precisionOf(pkg.plan),
     corpus: { sha256: '0'.repeat(64) },
     code: { sha256: '0'.repeat(64) },
@@ -142,7 +147,7 @@ describe('require', () => {
     })
     await issue(path, {}, theirs.privateKey)
     expect(await refusal(path)).toMatchObject({ code: 'CERTIFICATE_KEY' })
-    await issue(path, { device: { class: 'x64/abacus', description: '', driver: null } })
+    await issue(path, { device: { class: 'x64/abacus', description: '', driver: null, deterministic: true } })
     expect(await refusal(path)).toMatchObject({ code: 'CERTIFICATE_SCOPE' })
     expect(await refusal(signed, { ...require, backend: 'reference' })).toMatchObject({ code: 'CERTIFICATE_SCOPE' })
     expect(await refusal(signed, { ...require, backend: 'null' })).toMatchObject({ code: 'KERNELS_UNKNOWN' })

@@ -243,7 +243,12 @@ function predicateOf(
     expires: new Date(now + record.certificateDays * DAY_MS).toISOString(),
     reference: `${reference.name}: ${reference.description}`,
     backend: row.backend,
-    device: { class: `${process.arch}/${row.isa}`, description: row.description, driver: row.driver ?? null },
+    device: {
+      class: `${process.arch}/${row.isa}`,
+      description: row.description,
+      driver: row.driver ?? null,
+      deterministic: row.deterministic,
+    },
     precision: precisionOf(pkg.plan),
     corpus: { sha256: matrix.corpus },
     code: { sha256: matrix.code },
