@@ -5,17 +5,28 @@
  *     await using model = await open('name.ingot')
  *     for await (const { text } of model.generate('Once upon a time')) process.stdout.write(text)
  */
+import type { KeyObject } from 'node:crypto'
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
-import type { Runner } from './compute/device.ts'
+import type { Backend, DeviceInfo, Runner } from './compute/device.ts'
+import { deviceClass, kernelDigest } from './compute/kernels.ts'
 import { type RecordOptions, recordSteps } from './compute/recorder.ts'
-import { fail } from './errors.ts'
+import { fail, IngotError } from './errors.ts'
 import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape } from './inference/capacity.ts'
 import { type DraftParts, Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
+import {
+  type Candidate,
+  type Certificate,
+  findCertificate,
+  kernelSubject,
+  packageSubjects,
+  precisionOf,
+} from './models/certificate.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
+import { publicKey } from './models/dsse.ts'
 import { type Package, readPackage, TOKENIZER_FILE, weightsHash } from './models/package.ts'
 
 export type { StepTally, Tally } from './abi/native.ts'
@@ -30,6 +41,7 @@ export type { GenerateOptions } from './inference/sampling.ts'
 export type { SpeculationStats, SpeculativeOptions } from './inference/speculate.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
+export type { Certificate } from './models/certificate.ts'
 export type { CompileOptions, CompileResult } from './models/compile.ts'
 export type { ExecutionPlan } from './plans/plan.ts'
 
@@ -60,6 +72,15 @@ export interface OpenOptions extends ModelOptions {
    * file a step; the newest `keep` stay (default 64).
    */
   record?: string | { directory: string; keep?: number | undefined } | undefined
+  /**
+   * Whether somebody trusted must have certified that this backend computes this package as the reference does. allow
+   * (default) does not ask. warn opens without, and says why in `model.warnings` and as a warning of the process. require
+   * refuses, with the code and the reason of the certificate that came nearest, and hashes every byte. A draft needs none:
+   * it decides no output.
+   */
+  certificates?: 'allow' | 'warn' | 'require' | undefined
+  /** Whose certificates count: Ed25519 public keys as PEM. Needed unless `certificates` is allow. */
+  trustedKeys?: readonly string[] | undefined
 }
 
 /** Compiles a checkpoint folder into a package; see CompileOptions. The compiler is loaded when it is first needed. */
@@ -92,6 +113,9 @@ const openSchema = z.strictObject({
     ])
     .optional()
     .describe('a folder, or { directory, keep }'),
+  certificates: z.enum(['allow', 'warn', 'require']).optional().describe('"allow", "warn" or "require"'),
+  // Read by keysOf.
+  trustedKeys: z.unknown().optional(),
 })
 
 /** The stop tokens and sampling that the checkpoint's authors advise. */
@@ -130,6 +154,62 @@ function assertSameVocabulary(model: Package, draft: Package): void {
   if (expected !== got) throw refuse(TOKENIZER_FILE, expected ?? 'none', got ?? 'none')
 }
 
+type CertificatePolicy = NonNullable<OpenOptions['certificates']>
+
+/** The keys of `trustedKeys`; a message never shows what stood there, which may be a private key. */
+function keysOf(pems: unknown): KeyObject[] {
+  const refuse = (got: string) =>
+    fail('OPTION_INVALID', { option: 'trustedKeys', expected: 'a list of Ed25519 public keys as PEM', got })
+  if (pems === undefined) return []
+  if (!Array.isArray(pems)) throw refuse('no list')
+  return pems.map((pem, index) => {
+    const key = typeof pem === 'string' && publicKey(pem)
+    if (key) return key
+    throw refuse(`something else at index ${index}`)
+  })
+}
+
+/** Throws OPTION_INVALID where a policy is asked for that the other options cannot hold. */
+function assertPolicy(policy: CertificatePolicy, trusted: readonly KeyObject[], integrity: string): void {
+  const refuse = (option: string, expected: string, got: string) => fail('OPTION_INVALID', { option, expected, got })
+  if (policy !== 'allow' && trusted.length === 0)
+    throw refuse('trustedKeys', `at least one key, with certificates: "${policy}"`, 'none')
+  if (policy === 'require' && integrity !== 'full')
+    throw refuse('integrity', '"full", with certificates: "require"', `"${integrity}"`)
+}
+
+async function candidateOf(pkg: Package, backend: Backend, info: DeviceInfo): Promise<Candidate> {
+  const kernels = { name: kernelSubject(info.backend), sha256: await kernelDigest(backend) }
+  return {
+    subjects: [...packageSubjects(pkg), kernels],
+    backend: info.backend,
+    deviceClass: deviceClass(info),
+    deterministic: info.deterministic,
+    precision: precisionOf(pkg.plan),
+  }
+}
+
+/** The certificate that counts for an opened package, or why none does. Throws that reason where one is required. */
+async function certified(
+  pkg: Package,
+  backend: Backend,
+  info: DeviceInfo,
+  policy: CertificatePolicy,
+  trusted: readonly KeyObject[],
+): Promise<{ readonly certificate?: Certificate; readonly warnings: readonly IngotError[] }> {
+  if (policy === 'allow') return { warnings: [] }
+  try {
+    return {
+      certificate: await findCertificate(pkg.path, trusted, await candidateOf(pkg, backend, info)),
+      warnings: [],
+    }
+  } catch (error) {
+    if (policy === 'require' || !(error instanceof IngotError)) throw error
+    process.emitWarning(error.message, { type: 'IngotWarning', code: error.code })
+    return { warnings: [error] }
+  }
+}
+
 type OpenRunner = (pkg: Package, sizes: Capacity) => Promise<Runner>
 
 /** Disposes the runner where the folder cannot be made. */
@@ -161,10 +241,15 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     isa = '',
     deterministic,
     allowPerSlot,
-    integrity = 'auto',
     record,
+    certificates = 'allow',
+    trustedKeys,
+    // Where a certificate is required, a receipt does not do: it is this user's own word, which nobody signed.
+    integrity = certificates === 'require' ? 'full' : 'auto',
     ...sizes
   } = parseOptions(openSchema, 'open', options)
+  const trusted = keysOf(trustedKeys)
+  assertPolicy(certificates, trusted, integrity)
   if (typeof path !== 'string' || path === '')
     throw fail('OPTION_INVALID', { option: 'package', expected: 'the path of a package', got: String(path) })
   const device = backendOf(backend)
@@ -176,6 +261,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
   try {
+    const { certificate, warnings } = await certified(pkg, device, runner.info, certificates, trusted)
     const { draft: draftPath } = sizes.speculative ?? {}
     if (draftPath !== undefined)
       draft = await openDraft(await readPackage(draftPath, { integrity }), pkg, fixed, openRunner)
@@ -193,6 +279,8 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       capacity: fixed,
       draft,
       integrity: pkg.integrity,
+      certificate,
+      warnings,
       tokenizer: tokenizerFiles(pkg),
       generation: generationDefaults(pkg),
     })

@@ -164,11 +164,13 @@ export function packageRoot(): string {
   return folder
 }
 
+export const addonPath = () => join(packageRoot(), 'build', 'Release', 'ingot.node')
+
 /** Loads the addon once; throws DeviceError ADDON_MISSING with the loader's reason. */
 export function addon(): Addon {
   if (loaded) return loaded
   try {
-    loaded = createRequire(import.meta.url)(join(packageRoot(), 'build', 'Release', 'ingot.node')) as Addon
+    loaded = createRequire(import.meta.url)(addonPath()) as Addon
     return loaded
   } catch (cause) {
     throw fail('ADDON_MISSING', { reason: (cause as Error).message.split('\n')[0] }, cause)

@@ -12,7 +12,9 @@ import { doctorCommand } from './doctor.ts'
 import { inspectCommand } from './inspect.ts'
 import { parityCommand } from './parity.ts'
 import { replayCommand } from './replay.ts'
+import { rollbackCommand } from './rollback.ts'
 import { runCommand } from './run.ts'
+import { signoffCommand } from './signoff.ts'
 import { exits, refuse } from './terminal.ts'
 import { verifyCommand } from './verify.ts'
 
@@ -22,6 +24,7 @@ const program = new Command('ingot')
   .description('Compile a model checkpoint into a verifiable plan and run it inside Node.js.')
   .version(version)
   .showHelpAfterError()
+  .enablePositionalOptions()
   .exitOverride()
 
 for (const command of [
@@ -33,6 +36,8 @@ for (const command of [
   parityCommand,
   replayCommand,
   benchCommand,
+  signoffCommand,
+  rollbackCommand,
   doctorCommand,
 ]) {
   const subcommand = command

@@ -3,6 +3,7 @@ import { stat } from 'node:fs/promises'
 import {
   type Addon,
   addon,
+  addonPath,
   type NativeFault,
   type NativeModel,
   type NativeWeightFile,
@@ -148,6 +149,7 @@ async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): 
 export const cpuBackendOf = (load: () => Addon): Backend => ({
   name: 'cpu',
   table: cpuTable,
+  kernelFiles: () => [addonPath()],
   unavailable() {
     try {
       load()

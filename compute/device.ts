@@ -44,6 +44,8 @@ export interface DeviceInfo {
   /** For people: "AVX-512 VNNI, 2 threads". */
   readonly description: string
   readonly isa: string
+  /** Version of the device's driver, where it has one. */
+  readonly driver?: string
   readonly threads: number
   /** Whether each thread is held to a core of its own, and why or why not. */
   readonly pinning?: { readonly pinned: boolean; readonly reason: string }
@@ -113,6 +115,8 @@ export interface Backend {
   readonly name: string
   /** What it says that it runs; absent: every opcode. */
   readonly table?: KernelTable
+  /** Files that hold its code, as it runs here: what a certificate names. A backend without it cannot have one. */
+  kernelFiles?(): readonly string[] | Promise<readonly string[]>
   /** Undefined when it can run here; else why not, with a stable reason code. */
   unavailable(): { readonly code: string; readonly reason: string } | undefined
   /** Links `pkg` (every gap reported at once) and opens it. */

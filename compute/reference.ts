@@ -3,6 +3,9 @@
  * slowly, from the same step buffer as every other backend. Weights are what is stored, dequantised; activations and
  * states are never rounded. There is no "unsupported" here.
  */
+import { readdir } from 'node:fs/promises'
+import { dirname, extname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { opDef } from '../abi/ops/index.ts'
 import { fail } from '../errors.ts'
 import type { Backend, LinkedPackage } from './device.ts'
@@ -22,8 +25,18 @@ function link({ path, plan }: LinkedPackage): void {
   if (gaps.length) throw fail('LINK_GAPS', { backend: 'reference', path, gaps: gaps.join('; ') })
 }
 
+/** Its definitions, as the modules that run. */
+async function modules(): Promise<string[]> {
+  const own = fileURLToPath(import.meta.url)
+  const folder = join(dirname(own), 'reference')
+  const names = await readdir(folder)
+  const runs = (name: string) => extname(name) === extname(own) && !/\.(test|d)\.\w+$/.test(name)
+  return names.filter(runs).map((name) => join(folder, name))
+}
+
 export const referenceBackend: Backend = {
   name: 'reference',
+  kernelFiles: modules,
   unavailable: () => undefined,
   async open(pkg, options) {
     link(pkg)

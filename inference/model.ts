@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import type { Tally } from '../abi/native.ts'
 import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
-import { type ErrorDetails, fail } from '../errors.ts'
+import { type ErrorDetails, fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
 import type { Capacity } from './capacity.ts'
 import { Draft } from './draft.ts'
@@ -39,6 +39,9 @@ export interface ModelParts {
   readonly path: string
   /** How the bytes of the weights were checked. */
   readonly integrity: ModelInfo['integrity']
+  readonly certificate?: ModelInfo['certificate'] | undefined
+  /** Why something that was asked for is not so; default: none. */
+  readonly warnings?: readonly IngotError[] | undefined
   /** Of this plan; see capacity(). */
   readonly capacity: Capacity
   /** Where the capacity speculates by a draft; opened with its own capacity, see draftCapacity(). */
@@ -57,6 +60,13 @@ export interface ModelInfo {
   readonly hash: string
   /** The bytes of the weights: hashed now; hashed before and unchanged since (a receipt); or trusted. */
   readonly integrity: 'hashed' | 'receipt' | 'structure'
+  /** The certificate that counts for it, where `open` was asked to look for one. */
+  readonly certificate?: {
+    readonly path: string
+    /** Keys that were trusted and signed it. */
+    readonly keyIds: readonly string[]
+    readonly predicate: { readonly issued: string; readonly expires: string; readonly reference: string }
+  }
   /** Model family. */
   readonly model: string
   readonly vocab: number
@@ -83,6 +93,8 @@ export class Model {
   readonly info: ModelInfo
   readonly device: DeviceInfo
   readonly plan: ExecutionPlan
+  /** What `open` was told to warn of instead of refusing. */
+  readonly warnings: readonly IngotError[]
   readonly #runner: Runner
   readonly #draft: Runner | undefined
   readonly #path: string
@@ -94,10 +106,11 @@ export class Model {
   #disposal: Promise<void> | undefined
 
   /** Throws PACKAGE_INVALID for tokenizer files that cannot be read; the runner is then the caller's to dispose. */
-  constructor({ runner, plan, hash, integrity, path, capacity, draft, tokenizer, generation }: ModelParts) {
+  constructor({ runner, plan, hash, path, capacity, draft, tokenizer, generation, ...parts }: ModelParts) {
     this.#runner = runner
     this.#draft = draft?.runner
     this.plan = plan
+    this.warnings = parts.warnings ?? []
     this.#path = path
     this.#defaults = generation
     this.#tokenizer = tokenizer && new Tokenizer(tokenizer, path)
@@ -113,7 +126,8 @@ export class Model {
     this.info = {
       path,
       hash,
-      integrity,
+      integrity: parts.integrity,
+      ...(parts.certificate && { certificate: parts.certificate }),
       model: plan.model,
       vocab: plan.vocab,
       hidden: plan.hidden,

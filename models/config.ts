@@ -81,6 +81,12 @@ export function shown(value: unknown): string {
   return json.length > 80 ? `${json.slice(0, 77)}...` : json
 }
 
+/** The first field of `value` that a schema, whose messages say what was expected, refused; `whole` names the value. */
+export function wrongField({ issues }: z.ZodError, value: unknown, whole: string) {
+  const { path, message } = issues[0]!
+  return { thing: path.join('.') || whole, expected: message, got: shown(valueAt(value, path)) }
+}
+
 /** The error of one field. */
 export const invalid = (path: string, field: string, expected: string, got: unknown) =>
   fail('CONFIG_INVALID', { path, field, expected, got: shown(got) })
@@ -89,8 +95,8 @@ export const invalid = (path: string, field: string, expected: string, got: unkn
 export function parseConfig<T extends z.ZodType>(schema: T, value: unknown, path: string): z.output<T> {
   const result = schema.safeParse(value)
   if (result.success) return result.data
-  const issue = result.error.issues[0]!
-  throw invalid(path, issue.path.join('.') || 'the document', issue.message, valueAt(value, issue.path))
+  const { thing, expected, got } = wrongField(result.error, value, 'the document')
+  throw fail('CONFIG_INVALID', { path, field: thing, expected, got })
 }
 
 /** Heads and their width, after the defaults that transformers applies. Throws CONFIG_INVALID. */

@@ -65,14 +65,13 @@ export async function readRange(
 }
 
 /** The bytes of a small file: a configuration, a plan, a tokenizer. */
-export function readBytes(path: string, expected: string): Promise<Buffer> {
-  return withFile(path, expected, (file, size) => readWhole(file, path, size))
+export function readBytes(path: string, expected: string, most = MAX_TEXT_BYTES): Promise<Buffer> {
+  return withFile(path, expected, (file, size) => readWhole(file, path, size, most))
 }
 
 /** The same of a file that is open and has `size` bytes. */
-export async function readWhole(file: FileHandle, path: string, size: number): Promise<Buffer> {
-  if (size > MAX_TEXT_BYTES)
-    throw fail('FILE_UNREADABLE', { path, reason: `${size} bytes, at most ${MAX_TEXT_BYTES} are read at once` })
+export async function readWhole(file: FileHandle, path: string, size: number, most = MAX_TEXT_BYTES): Promise<Buffer> {
+  if (size > most) throw fail('FILE_UNREADABLE', { path, reason: `${size} bytes, at most ${most} are read at once` })
   return readRange(file, path, 'the file', 0, size)
 }
 

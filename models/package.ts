@@ -1,9 +1,10 @@
 /**
  * A package, `name.ingot/`: manifest.json, plan.bin, weights.safetensors and what of the tokenizer the checkpoint has.
- * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed.
+ * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed. Signed
+ * certificates may be added later, in a folder of their own.
  */
 import { createHash } from 'node:crypto'
-import { type FileHandle, readdir } from 'node:fs/promises'
+import { type FileHandle, lstat, readdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { byteSize, dtypes } from '../abi/dtypes.ts'
@@ -12,7 +13,7 @@ import { fail } from '../errors.ts'
 import { planHash } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
-import { flag, integer, samplingFields, shown, text, tokenId } from './config.ts'
+import { flag, integer, samplingFields, shown, text, tokenId, wrongField } from './config.ts'
 import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, readWhole, withFile } from './files.ts'
 import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
@@ -24,6 +25,10 @@ export const WEIGHTS_FILE = 'weights.safetensors'
 export const TOKENIZER_FILE = 'tokenizer.json'
 /** Beside a large tokenizer.json; see abi/vocabulary.ts. */
 export const VOCABULARY_FILE = 'vocabulary.bin'
+/** Holds what others say about the package, each file signed by itself; see certificate.ts. */
+export const CERTIFICATES_FOLDER = 'certificates'
+/** More than any package needs, and few enough to be read at once. */
+const MAX_CERTIFICATES = 64
 /** Files that a package copies from its checkpoint where they exist. */
 export const COPIED_FILES = [
   TOKENIZER_FILE,
@@ -101,9 +106,9 @@ export function parseManifest(source: string, path: string): Manifest {
     throw fail('PACKAGE_NEWER', { path, expected: PACKAGE_FORMAT, got: format })
   const result = manifestSchema.safeParse(json)
   if (!result.success) {
-    const issue = result.error.issues[0]!
-    const got = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown>)?.[key], json)
-    throw broken(issue.path.join('.') || 'the manifest', issue.message, issue.path.length ? got : Object.keys(json))
+    const wrong = wrongField(result.error, json, 'the manifest')
+    const got = result.error.issues[0]!.path.length ? wrong.got : shown(Object.keys(json))
+    throw fail('PACKAGE_INVALID', { path, ...wrong, got })
   }
   const { hash, ...rest } = result.data
   const expected = createHash('sha256').update(canonical(rest)).digest('hex')
@@ -164,11 +169,29 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
   for (const required of [PLAN_FILE, WEIGHTS_FILE, ...vocabulary])
     if (!names.includes(required)) throw broken(required, 'an entry in the manifest', 'none')
   for (const entry of await readdir(path, { withFileTypes: true })) {
-    if (!entry.isFile())
+    if (entry.name === CERTIFICATES_FOLDER && entry.isDirectory()) await checkCertificates(join(path, entry.name))
+    else if (!entry.isFile())
       throw broken(entry.name, 'a regular file', entry.isDirectory() ? 'a folder' : 'a link or device')
-    if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
+    else if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
       throw broken(entry.name, 'only files that the manifest lists', 'a file it does not list')
   }
+}
+
+/** Certificates vouch for themselves; nothing else may lie beside them. */
+async function checkCertificates(path: string): Promise<void> {
+  const entries = await readdir(path, { withFileTypes: true })
+  if (entries.length > MAX_CERTIFICATES) {
+    const expected = `at most ${MAX_CERTIFICATES} certificates`
+    throw fail('PACKAGE_INVALID', { path, thing: 'the folder', expected, got: entries.length })
+  }
+  for (const entry of entries)
+    if (!entry.isFile() || !entry.name.endsWith('.json'))
+      throw fail('PACKAGE_INVALID', {
+        path,
+        thing: entry.name,
+        expected: 'a certificate, *.json',
+        got: 'something else',
+      })
 }
 
 const mismatch = (path: string, expected: string, got: string) => fail('HASH_MISMATCH', { path, expected, got })
@@ -264,6 +287,12 @@ function checkAgreement(path: string, manifest: Manifest, plan: ExecutionPlan): 
   check('contextTokens', plan.maxContext, manifest.contextTokens)
 }
 
+/** Where a link points now: one that changes meanwhile must not mix the files of two packages. */
+async function linkedFolder(path: string): Promise<string> {
+  const info = await lstat(path).catch(() => undefined)
+  return info?.isSymbolicLink() ? realpath(path).catch(() => path) : path
+}
+
 async function readManifest(path: string): Promise<Manifest> {
   const file = join(path, MANIFEST_FILE)
   return parseManifest((await readBytes(file, 'the manifest of an Ingot package')).toString('utf8'), file)
@@ -273,7 +302,8 @@ async function readManifest(path: string): Promise<Manifest> {
  * Reads and checks a package. Throws FILE_MISSING, FILE_TRUNCATED, JSON_INVALID, PACKAGE_INVALID, PACKAGE_NEWER,
  * HASH_MISMATCH (naming the file), PLAN_INVALID, PLAN_NEWER, SAFETENSORS_HEADER.
  */
-export async function readPackage(path: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
+export async function readPackage(name: string, { integrity }: { readonly integrity: Integrity }): Promise<Package> {
+  const path = await linkedFolder(name)
   const manifest = await readManifest(path)
   await checkListing(path, manifest)
   const [small, checked] = await Promise.all([

@@ -1,9 +1,11 @@
-import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { packageRoot } from '../abi/native.ts'
-import { codeDigest, kernelDigest } from './code.ts'
+import { backends } from '../compute/backends.ts'
+import type { Backend } from '../compute/device.ts'
+import { kernelDigest } from '../compute/kernels.ts'
+import { codeDigest, kernelsOf } from './code.ts'
 
 describe('the digest of the code', () => {
   it('changes with what decides a verdict, and with nothing else', async () => {
@@ -28,15 +30,29 @@ describe('the digest of the code', () => {
     await expect(codeDigest(root)).rejects.toThrow()
   })
 
-  it('of kernels follows the backend and its binary', async () => {
+  it('stands for the kernels of a backend that does not say what they are', async () => {
+    expect(await kernelsOf(backends.null)).toBe(await codeDigest())
+    expect(await kernelsOf(backends.cpu)).toBe(await kernelDigest(backends.cpu))
+  })
+})
+
+describe('the digest of kernels', () => {
+  it('follows the name, the table and the bytes of the files of a backend', async () => {
     const root = await mkdtemp(join(tmpdir(), 'ingot-kernels-'))
-    await mkdir(join(root, 'build/Release'), { recursive: true })
-    await cp(join(packageRoot(), 'build/Release/ingot.node'), join(root, 'build/Release/ingot.node'))
-    const cpu = await kernelDigest('cpu')
-    expect(await kernelDigest('cpu', root)).toBe(cpu)
-    await writeFile(join(root, 'build/Release/ingot.node'), 'other')
-    expect(await kernelDigest('cpu', root)).not.toBe(cpu)
-    expect(await kernelDigest('reference')).not.toBe(cpu)
+    const file = join(root, 'kernels.so')
+    await writeFile(file, 'code')
+    const backend = (change: Partial<Backend> = {}): Backend => ({
+      ...backends.cpu,
+      kernelFiles: () => [file],
+      ...change,
+    })
+    const first = await kernelDigest(backend())
+    expect(await kernelDigest(backend())).toBe(first)
+    expect(await kernelDigest(backend({ name: 'gpu' }))).not.toBe(first)
+    const { sample, ...table } = backends.cpu.table!
+    expect(await kernelDigest(backend({ table: { ...table, sample: { unsupported: 'none' } } }))).not.toBe(first)
+    await writeFile(file, 'other')
+    expect(await kernelDigest(backend())).not.toBe(first)
     await rm(root, { recursive: true })
   })
 })

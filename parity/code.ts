@@ -1,9 +1,10 @@
-/** Digests of what decides an outcome: the code, and the kernels of a backend. */
+/** Digest of the code that decides an outcome; that of a backend's kernels is compute/kernels.ts. */
 import { createHash } from 'node:crypto'
 import { readdir, readFile } from 'node:fs/promises'
 import { join, relative, sep } from 'node:path'
 import { packageRoot } from '../abi/native.ts'
-import { cpuTable } from '../compute/cpu.ts'
+import type { Backend } from '../compute/device.ts'
+import { kernelDigest } from '../compute/kernels.ts'
 
 /** All that a verdict can depend on. Tests, documents and the command are not among it. */
 const parts = ['abi', 'plans', 'models', 'compute', 'inference', 'native', 'parity', 'errors.ts', 'index.ts']
@@ -33,17 +34,6 @@ export async function codeDigest(root = packageRoot()): Promise<string> {
   return hash.digest('hex')
 }
 
-/** Kernel tables of the backends whose kernels are in the addon. */
-const tables: Readonly<Record<string, object>> = { cpu: cpuTable }
-
-/**
- * SHA-256 of what a backend computes with: its kernel table and the addon that holds its kernels; the code where they are
- * no native ones.
- */
-export async function kernelDigest(backend: string, root = packageRoot()): Promise<string> {
-  const table = tables[backend]
-  const hash = createHash('sha256').update(`${backend}\0`)
-  if (!table) return hash.update(await codeDigest(root)).digest('hex')
-  hash.update(`${JSON.stringify(table)}\0`).update(await readFile(join(root, 'build', 'Release', 'ingot.node')))
-  return hash.digest('hex')
-}
+/** Digest of a backend's kernels (compute/kernels.ts); of the code, for one that does not say what they are. */
+export const kernelsOf = (backend: Backend): Promise<string> =>
+  backend.kernelFiles ? kernelDigest(backend) : codeDigest()

@@ -12,7 +12,7 @@ import { fail, IngotError } from '../errors.ts'
 import { Tokenizer } from '../inference/text/tokenizer.ts'
 import { type Package, weightsHash } from '../models/package.ts'
 import { judgeAlone } from './alone.ts'
-import { codeDigest, kernelDigest } from './code.ts'
+import { codeDigest, kernelsOf } from './code.ts'
 import { corpusDigest, passages, randomPrompts, SEED, shapesOf } from './corpus.ts'
 import { allowances, findDivergence } from './divergence.ts'
 import { type Comparison, compareRuns } from './matrix-cell.ts'
@@ -284,7 +284,8 @@ async function rowInfo(row: BackendRow, device: Run['device'] | undefined): Prom
     isa: device?.isa ?? isa,
     description,
     deterministic,
-    kernels: await kernelDigest(backend.name),
+    ...(device?.driver && { driver: device.driver }),
+    kernels: await kernelsOf(backend),
   }
 }
 

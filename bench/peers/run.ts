@@ -8,7 +8,10 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { cpus } from 'node:os'
 import { join } from 'node:path'
 import { packageRoot } from '../../abi/native.ts'
+import { cpuBackend } from '../../compute/cpu-backend.ts'
+import { kernelDigest } from '../../compute/kernels.ts'
 import { open } from '../../index.ts'
+import { codeDigest } from '../../parity/code.ts'
 import { type Ceilings, ceilings } from '../ceilings.ts'
 import { chart } from './chart.ts'
 import type { Format } from './convert.ts'
@@ -105,6 +108,9 @@ const setup: Setup = { cache, threads: probes[0]!.threads, isa: { ingot: isa, pe
 const prepared = await prepare()
 if (options.prepare) process.exit(0)
 
+// What a sign-off that relies on these figures compares; a bundle without sources can sign off nothing.
+const [code, kernels] = [await codeDigest().catch(() => ''), await kernelDigest(cpuBackend)]
+
 const subjects: Subject[] = []
 for (const item of prepared) {
   const found = parity ? await checkParity(item.model, item.format, item, setup) : undefined
@@ -148,6 +154,8 @@ async function save(): Promise<string> {
     isa,
     threads: setup.threads,
     peer: version,
+    code,
+    kernels,
     probes,
     rows,
     subjects: subjects.map(({ model, format, bytes, parity }) => ({ model, format, bytes, parity })),
