@@ -73,6 +73,18 @@ class CpuRunner implements Runner {
     if (fault) throw errorOf(fault, this.path)
   }
 
+  readState(state: number, unit: number): Uint8Array {
+    return this.model.readState(state, unit)
+  }
+
+  writeState(state: number, unit: number, bytes: Uint8Array): void {
+    this.model.writeState(state, unit, bytes)
+  }
+
+  failAfter(instructions: number): void {
+    this.model.failAfter(instructions)
+  }
+
   memory(): MemoryUse {
     return this.model.memory()
   }

@@ -17,7 +17,7 @@ import type { ExecutionPlan, Instruction, Operand, OutputName } from '../../plan
 import type { DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions } from '../device.ts'
 import { type Matrix, type ReferenceStep, row, type Weight } from './kernel.ts'
 import { sampleOptions } from './sample.ts'
-import { createState, prepareStates, type StateStore } from './states.ts'
+import { createState, prepareStates, type StateStore, savedSlots } from './states.ts'
 import { checkStep, readStep } from './step.ts'
 import { type NamedValues, runReference } from './table.ts'
 import { loadWeights } from './weights.ts'
@@ -55,6 +55,8 @@ class ReferenceRunner implements Runner {
   private states: readonly StateStore[]
   private disposed = false
   private arenaBytes = 0
+  /** For tests: the instruction before which the next step fails. */
+  private failing: number | undefined
 
   constructor({ path, plan }: LinkedPackage, options: RunnerOptions, weights: readonly Weight[]) {
     this.path = path
@@ -71,14 +73,11 @@ class ReferenceRunner implements Runner {
     const { vocab, maxContext } = this.plan
     const { blocks, slots } = this.options
     checkStep(step, { vocab, maxContext, blocks, slots, blockTokens: this.blockTokens })
-    prepareStates(this.states, step)
-    const registers: Registers = []
-    for (const [index, instruction] of this.plan.instructions.entries()) {
-      if (this.disposed) throw fail('DISPOSED', {})
-      this.run(instruction, registers, step)
-      this.release(registers, index)
-      await setImmediate()
-    }
+    const restore = savedSlots(this.states, step)
+    const registers = await this.runAll(step).catch((error) => {
+      restore()
+      throw error
+    })
     writeRows(this.plan, registers, step, result)
     writeMatrices(this.plan, registers, step, result)
     const { rows, launches, slot_launches, microseconds } = resultHeader.word
@@ -86,6 +85,21 @@ class ReferenceRunner implements Runner {
     result.header[launches] = this.plan.instructions.length
     result.header[slot_launches] = 0
     result.header[microseconds] = (performance.now() - started) * 1000
+  }
+
+  readState(state: number, unit: number): Uint8Array {
+    return this.stateOf(state, unit).read(unit)
+  }
+
+  writeState(state: number, unit: number, bytes: Uint8Array): void {
+    const store = this.stateOf(state, unit)
+    const expected = store.unit(unit).byteLength
+    if (bytes.length !== expected) throw new RangeError(`bytes: expected ${expected}, got ${bytes.length}`)
+    store.write(unit, bytes)
+  }
+
+  failAfter(instructions: number): void {
+    this.failing = instructions
   }
 
   memory(): MemoryUse {
@@ -100,8 +114,33 @@ class ReferenceRunner implements Runner {
     this.states = []
   }
 
+  /** Throws RangeError where there is no such unit. */
+  private stateOf(state: number, unit: number): StateStore {
+    const store = this.states[state]
+    const units = store?.descriptor.kind === 'fixed' ? this.options.slots : this.options.blocks
+    if (!store || unit < 0 || unit >= units) throw new RangeError(`state ${state} has no unit ${unit}`)
+    return store
+  }
+
   private get blockTokens(): number {
     return this.plan.states.some(({ kind }) => kind !== 'fixed') ? BLOCK_TOKENS : 0
+  }
+
+  /** Prepares the states and runs every instruction. Returns the registers of the outputs. */
+  private async runAll(step: ReferenceStep): Promise<Registers> {
+    const failing = this.failing
+    this.failing = undefined
+    prepareStates(this.states, step)
+    const registers: Registers = []
+    for (const [index, instruction] of this.plan.instructions.entries()) {
+      if (this.disposed) throw fail('DISPOSED', {})
+      if (index === failing) throw injected(instruction.label)
+      this.run(instruction, registers, step)
+      this.release(registers, index)
+      await setImmediate()
+    }
+    if (failing === this.plan.instructions.length) throw injected('the results')
+    return registers
   }
 
   private run(instruction: Instruction, registers: Registers, step: ReferenceStep): void {
@@ -125,6 +164,8 @@ class ReferenceRunner implements Runner {
     for (const [i, { last }] of this.plan.registers.entries()) if (last <= index) registers[i] = undefined
   }
 }
+
+const injected = (where: string) => fail('STEP_FAILED', { where, reason: 'a failure injected for a test' })
 
 /** An output of the plan, where it has it. */
 function output(plan: ExecutionPlan, registers: Registers, name: OutputName): Matrix | undefined {

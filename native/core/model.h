@@ -37,12 +37,15 @@ class Model {
   // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
   static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
 
-  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step
-  // wrote hold anything; all else is as before.
+  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, fixed states are as before
+  // the step, and so is every block but for the positions that it was to write and the targets of its copies.
   Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
+
+  // For tests: the next step fails once that many instructions of the plan have run.
+  void fail_after(uint32_t instructions) { fail_after_ = instructions; }
 
   // Starts a tally at zero, or ends it; not during a step. Off, a step reads the clock four times.
   void set_tally(bool on);
@@ -70,6 +73,7 @@ class Model {
   StepBounds bounds(const ModelOptions& options) const;
 
   void prepare_states(const StepView& view, class ThreadPool& pool);
+  void restore_states(const StepView& view);
   uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally);
   void write_results(const StepView& view, class ThreadPool& pool) const;
 
@@ -77,6 +81,7 @@ class Model {
   Weights weights_;
   Region arenas_[kSpaces];
   std::vector<Region> pools_;     // by state of the plan
+  std::vector<Region> saved_;     // of fixed states: what the slots of the step held before it
   std::vector<State> states_;
   std::vector<uint32_t> units_;   // blocks or slots of each state
   std::vector<Operation> operations_;
@@ -87,6 +92,7 @@ class Model {
   Scratch scratch_;
   std::atomic<uint64_t> scratch_bytes_{0};
   std::unique_ptr<Tally> tally_;
+  uint32_t fail_after_ = kNone;
   const char* running_ = "";      // label of the running instruction, for faults
 };
 
