@@ -34,7 +34,8 @@ export function assertForks({ states }: ExecutionPlan): void {
   const expected = 'a model whose every state can be forked at any position'
   const state = states.find((state) => !isShareable(state))
   if (state) throw invalid('prefixCache', expected, `state ${state.name}, which forks at: ${state.fork}`)
-  if (!states.some(({ kind }) => kind === 'paged')) throw invalid('prefixCache', expected, 'a model without paged state')
+  if (!states.some(({ kind }) => kind === 'paged'))
+    throw invalid('prefixCache', expected, 'a model without paged state')
 }
 
 /** Throws PLAN_INVALID for states that the engine cannot keep; `path` is for the message. */

@@ -5,12 +5,15 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { capabilities, lifecycles } from '../abi/state.ts'
+import { stepHeader } from '../abi/step.ts'
 import type { LinkedPackage } from '../compute/device.ts'
+import type { Model } from '../index.ts'
 import { capacity, draftCapacity } from '../inference/capacity.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { verifyPlan } from '../plans/verify.ts'
 import { writePlan } from '../plans/write.ts'
-import { digest, Hand, MOST, packageStates, places, type Snapshot, stateModels, VOCAB } from './states.ts'
+import { fingerprint, mixedRequests } from './invariance.ts'
+import { digest, Hand, MOST, openLinked, packageStates, places, type Snapshot, stateModels, VOCAB } from './states.ts'
 
 let folder: string
 const packages = new Map<string, LinkedPackage>()
@@ -165,6 +168,60 @@ describe.each(cases)('$name on $backend', ({ name, backend, rewinds }) => {
       expect(places.map((place) => state(hand, place))).toEqual(after)
       expect(await hand.run(P, long, 45)).toEqual(untouched)
     }
+  })
+})
+
+describe('a step that fails inside the engine', () => {
+  const requests = mixedRequests(12, VOCAB, 50)
+
+  /** Prints of the requests, or the codes of the errors that they ended with. */
+  const runAll = (model: Model, which = requests.map((_, i) => i)) =>
+    Promise.all(
+      which.map((i) => {
+        const { ids, options } = requests[i]!
+        return model
+          .generate(ids, options)
+          .result()
+          .then(fingerprint, ({ code }) => code as string)
+      }),
+    )
+
+  it.each(cases)('$name on $backend: its requests fail, others and the same ones again do not', async (each) => {
+    const pkg = packages.get(each.name)!
+    const sizes = { backend: each.backend, maxSlots: 5, contextTokens: 96, prefillChunk: 20, blocks: 12 }
+    await using sound = await openLinked(pkg, sizes)
+    const expected = await runAll(sound)
+    const failures = fc.record({
+      at: fc.integer({ min: 0, max: 40 }),
+      instruction: fc.integer({ min: 0, max: pkg.plan.instructions.length }),
+    })
+    await fc.assert(
+      fc.asyncProperty(fc.array(failures, { minLength: 1, maxLength: 3 }), async (planned) => {
+        const injected: number[] = []
+        let steps = 0
+        await using model = await openLinked(pkg, sizes, (runner) => {
+          const inner = runner.step.bind(runner)
+          runner.step = (step, result) => {
+            const failure = planned.find(({ at }) => at === steps)
+            if (failure) {
+              runner.failAfter!(failure.instruction)
+              injected.push(step.header[stepHeader.word.sequences]!)
+            }
+            steps++
+            return inner(step, result)
+          }
+          return runner
+        })
+        const got = await runAll(model)
+        const failed = got.flatMap((print, i) => (print === 'STEP_FAILED' ? [i] : []))
+        expect(got.map((print, i) => (failed.includes(i) ? expected[i] : print))).toEqual(expected)
+        expect(failed.length).toBe(injected.reduce((sum, count) => sum + count, 0))
+        expect(model.stats()).toMatchObject({ failedSteps: injected.length, running: 0, blocks: { used: 0 } })
+        steps = Number.POSITIVE_INFINITY
+        expect(await runAll(model, failed)).toEqual(failed.map((i) => expected[i]))
+      }),
+      { numRuns: 8 },
+    )
   })
 })
 

@@ -106,14 +106,15 @@ const delta: Mixer = {
   },
 }
 
-const paged = { rewinds: true, backends: ['cpu', 'reference'] } as const
+/** The reference rounds nothing: to it, states of any dtype are one. */
+const paged = { rewinds: true, backends: ['cpu'] } as const
 /** The CPU has no kernels for recurrences. */
 const recurrent = { rewinds: false, backends: ['reference'] } as const
 export const stateModels: readonly StateModel[] = [
   { ...paged, name: 'paged bf16', mixers: [attention('bf16'), attention('bf16')] },
-  { ...paged, name: 'paged f32', mixers: [attention('f32')] },
+  { ...paged, name: 'paged f32', backends: ['cpu', 'reference'], mixers: [attention('f32')] },
   { ...paged, name: 'paged q8', mixers: [attention('i8')] },
-  { ...paged, name: 'window of 20', mixers: [attention('bf16', 20), attention('f32')] },
+  { ...paged, name: 'window of 20', backends: ['cpu', 'reference'], mixers: [attention('bf16', 20), attention('f32')] },
   { ...recurrent, name: 'convolution', mixers: [convolution] },
   { ...recurrent, name: 'ssm', mixers: [ssm] },
   { ...recurrent, name: 'delta rule', mixers: [delta] },
