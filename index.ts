@@ -8,11 +8,21 @@
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
 import type { Runner } from './compute/device.ts'
+import { pairTolerance } from './compute/tolerances.ts'
 import { fail } from './errors.ts'
 import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape } from './inference/capacity.ts'
 import { type DraftParts, Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
+import type { ShadowParts } from './inference/shadow.ts'
+import {
+  assertResponsive,
+  assertShadow,
+  type ParsedShadow,
+  type ShadowOptions,
+  shadowCapacity,
+  shadowSchema,
+} from './inference/shadow-options.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
 import { type Package, readPackage, TOKENIZER_FILE } from './models/package.ts'
@@ -22,10 +32,11 @@ export type { DeviceInfo, MemoryUse } from './compute/device.ts'
 export type { ErrorCode } from './errors.ts'
 export { CancelledError, ConfigError, DeviceError, IngotError, PlanError } from './errors.ts'
 export type { ModelOptions } from './inference/capacity.ts'
-export type { EngineStats } from './inference/engine.ts'
+export type { EngineStats } from './inference/counters.ts'
 export type { ChatOptions, ModelInfo, Prompt, RequestOptions } from './inference/model.ts'
 export { Model } from './inference/model.ts'
 export type { GenerateOptions } from './inference/sampling.ts'
+export type { Divergence, ShadowEnd, ShadowEvent, ShadowOptions, ShadowStats } from './inference/shadow-options.ts'
 export type { SpeculationStats, SpeculativeOptions } from './inference/speculate.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
@@ -54,6 +65,8 @@ export interface OpenOptions extends ModelOptions {
    * says what was done.
    */
   integrity?: 'auto' | 'full' | 'structure' | undefined
+  /** The dual path: compare some live steps with a backend or package that is trusted. Default: don't. */
+  shadow?: ShadowOptions | undefined
 }
 
 /** Compiles a checkpoint folder into a package; see CompileOptions. The compiler is loaded when it is first needed. */
@@ -76,6 +89,7 @@ const openSchema = z.strictObject({
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
   integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
+  shadow: shadowSchema,
 })
 
 /** The stop tokens and sampling that the checkpoint's authors advise. */
@@ -105,12 +119,12 @@ function tokenizerFiles(pkg: Package): TokenizerFiles | undefined {
 /** SHA-256 of the tokenizer; undefined: the package has none. */
 const tokenizerHash = ({ manifest }: Package) => manifest.files.find(({ path }) => path === TOKENIZER_FILE)?.sha256
 
-/** Throws DRAFT_MISMATCH unless a token id means the same to both. */
-function assertSameVocabulary(model: Package, draft: Package): void {
-  const refuse = (thing: string, expected: unknown, got: unknown) =>
-    fail('DRAFT_MISMATCH', { draft: draft.path, thing, expected, got })
-  if (draft.plan.vocab !== model.plan.vocab) throw refuse('vocabulary', model.plan.vocab, draft.plan.vocab)
-  const [expected, got] = [tokenizerHash(model), tokenizerHash(draft)]
+type Mismatch = (thing: string, expected: unknown, got: unknown) => Error
+
+/** Throws what `refuse` makes unless a token id means the same to both. */
+function assertSameVocabulary(model: Package, other: Package, refuse: Mismatch): void {
+  if (other.plan.vocab !== model.plan.vocab) throw refuse('vocabulary', model.plan.vocab, other.plan.vocab)
+  const [expected, got] = [tokenizerHash(model), tokenizerHash(other)]
   if (expected !== got) throw refuse(TOKENIZER_FILE, expected ?? 'none', got ?? 'none')
 }
 
@@ -118,9 +132,35 @@ type OpenRunner = (pkg: Package, sizes: Capacity) => Promise<Runner>
 
 /** Opens the package that drafts for `model`, for the same sequences. */
 async function openDraft(pkg: Package, model: Package, target: Capacity, openRunner: OpenRunner): Promise<DraftParts> {
-  assertSameVocabulary(model, pkg)
+  const refuse: Mismatch = (thing, expected, got) => fail('DRAFT_MISMATCH', { draft: pkg.path, thing, expected, got })
+  assertSameVocabulary(model, pkg, refuse)
   const own = draftCapacity(pkg.plan, target, pkg.path)
   return { runner: await openRunner(pkg, own), capacity: own }
+}
+
+/** Opens what some steps of `model`, as opened by `runner`, are compared with. Throws SHADOW_MISMATCH. */
+async function openShadow(
+  options: ParsedShadow,
+  pkg: Package,
+  model: Package,
+  runner: Runner,
+  target: Capacity,
+): Promise<ShadowParts> {
+  const refuse: Mismatch = (thing, expected, got) => fail('SHADOW_MISMATCH', { shadow: pkg.path, thing, expected, got })
+  assertSameVocabulary(model, pkg, refuse)
+  const own = shadowCapacity(pkg.plan, target, pkg.path)
+  const { backend, isa, threads = runner.info.threads } = options
+  const { limits, blocks, slots } = own
+  const trusted = await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa })
+  try {
+    assertResponsive(trusted, pkg.plan)
+  } catch (error) {
+    trusted.dispose()
+    throw error
+  }
+  const one = runner.info.backend === backend && runner.info.deterministic && pkg === model
+  const tolerance = options.tolerance ?? (one ? 0 : pairTolerance(model.plan, pkg.plan))
+  return { runner: trusted, capacity: own, options, tolerance }
 }
 
 /**
@@ -135,6 +175,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     isa = '',
     deterministic,
     allowPerSlot,
+    shadow: shadowed,
     integrity = 'auto',
     ...sizes
   } = parseOptions(openSchema, 'open', options)
@@ -142,11 +183,13 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     throw fail('OPTION_INVALID', { option: 'package', expected: 'the path of a package', got: String(path) })
   const device = backendOf(backend)
   const pkg = await readPackage(path, { integrity })
+  if (shadowed) assertShadow(shadowed, pkg.plan, path)
   const fixed = capacity(pkg.plan, sizes, path)
   const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
     device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
   const runner = await openRunner(pkg, fixed)
   let draft: DraftParts | undefined
+  let shadow: ShadowParts | undefined
   try {
     const { draft: draftPath } = sizes.speculative ?? {}
     if (draftPath !== undefined)
@@ -157,6 +200,10 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
         expected: 'a backend whose outputs do not depend on the batch',
         got: backend,
       })
+    if (shadowed) {
+      const other = shadowed.package === undefined ? pkg : await readPackage(shadowed.package, { integrity })
+      shadow = await openShadow(shadowed, other, pkg, runner, fixed)
+    }
     return new Model({
       runner,
       plan: pkg.plan,
@@ -164,11 +211,13 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       path,
       capacity: fixed,
       draft,
+      shadow,
       integrity: pkg.integrity,
       tokenizer: tokenizerFiles(pkg),
       generation: generationDefaults(pkg),
     })
   } catch (error) {
+    shadow?.runner.dispose()
     draft?.runner.dispose()
     runner.dispose()
     throw error

@@ -46,6 +46,8 @@ export interface DeviceInfo {
   readonly pinning?: { readonly pinned: boolean; readonly reason: string }
   /** Whether a request's output is independent of the batch, bit for bit. */
   readonly deterministic: boolean
+  /** Set where steps compute on the thread that asks for them, an instruction at a time. */
+  readonly onEventLoop?: true
 }
 
 export interface MemoryUse {

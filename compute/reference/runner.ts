@@ -31,6 +31,7 @@ const info: DeviceInfo = {
   isa: 'float64',
   threads: 1,
   deterministic: true,
+  onEventLoop: true,
 }
 
 function view(registers: Registers, { register, column, width }: Operand): Matrix {
