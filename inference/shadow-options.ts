@@ -93,6 +93,8 @@ export interface ShadowStats {
   readonly worst: number
   readonly allowed: number
   readonly demoted: boolean
+  /** Whether a step is being compared. */
+  readonly comparing: boolean
   /** Why nothing is compared any more. */
   readonly ended?: ShadowEnd
 }

@@ -3,12 +3,13 @@
  *
  * Which steps is decided by their number and a seed. A chosen step also copies out its logits, into a buffer of the
  * shadow's own; when it is done, and its results delivered, the shadow computes the sequences that it sampled from their
- * first token on, in state of its own, a few tokens a step: so a stale block or slot of the live path shows as well, and
- * nothing of the live path waits but for turns on threads that both use. Steps chosen meanwhile are skipped, and counted.
+ * first token on, in state of its own, a few tokens a step: so a stale block or slot of the live path shows as well. The
+ * live path waits for nothing of it but for turns on threads that both use, at most for one such step at a time. Steps
+ * chosen meanwhile are skipped, and counted.
  *
  * Where more rows diverge than are allowed, the live path is demoted: new requests run on the trusted one, or are refused.
  */
-import { setImmediate } from 'node:timers/promises'
+import { setImmediate, setTimeout } from 'node:timers/promises'
 import { createResult, createStep, type ResultOffsets, type ResultView, type StepView } from '../abi/step.ts'
 import type { Runner } from '../compute/device.ts'
 import { fail } from '../errors.ts'
@@ -37,8 +38,10 @@ export interface ShadowParts {
   readonly tolerance: number
 }
 
-/** Tokens of a step of the shadow: it has turns on the threads of the live path. */
+/** Tokens of a step of the shadow: it takes turns with the live path where both use the same threads. */
 const CHUNK = 32
+/** After each of its steps the shadow rests so many times as long: what it takes of the live path is a fifth at most. */
+const REST = 4
 
 /** Whether step `step` is among the share `sample` that is compared (splitmix32). */
 export function chosen(step: number, sample: number, seed: number): boolean {
@@ -93,7 +96,7 @@ export class Shadow {
   readonly #trustedOffsets: ResultOffsets
   #captured: readonly Replayed[] | undefined
   #comparison: Promise<void> | undefined
-  #closed = false
+  readonly #closing = new AbortController()
   #ended: ShadowEnd | undefined
   #steps = 0
   #compared = 0
@@ -114,7 +117,7 @@ export class Shadow {
     this.#options = options
     this.#allowed = tolerance
     this.#vocab = widths.vocab
-    this.#chunk = runner.info.onEventLoop ? 1 : CHUNK
+    this.#chunk = runner.info.onEventLoop ? 1 : Math.min(CHUNK, capacity.limits.tokens)
     this.#blocks = Array.from({ length: capacity.limits.blocksPerSequence }, (_, i) => 1 + i)
     this.#step = createStep(capacity.limits)
     ;({ view: this.#live, offsets: this.#liveOffsets } = createResult(rows, widths))
@@ -152,6 +155,10 @@ export class Shadow {
       .then(() => void (this.#comparison = undefined))
   }
 
+  get #closed(): boolean {
+    return this.#closing.signal.aborted
+  }
+
   /** Whether new requests must not run on the live path. */
   get demoted(): boolean {
     return this.#ended?.code === 'divergences_exceeded'
@@ -176,18 +183,14 @@ export class Shadow {
       worst: this.#worst,
       allowed: this.#allowed,
       demoted: this.demoted,
+      comparing: this.#comparison !== undefined,
       ...(this.#ended && { ended: this.#ended }),
     }
   }
 
-  /** Resolves once nothing is being compared. */
-  async idle(): Promise<void> {
-    await this.#comparison
-  }
-
   /** Ends the comparison that is under way, and allows no other. */
   async close(): Promise<void> {
-    this.#closed = true
+    this.#closing.abort()
     await this.#comparison
   }
 
@@ -235,8 +238,10 @@ export class Shadow {
       const assignment = { sequence, tokens, blocks: 0, rows: last ? sequence.rows : 0 }
       pack(this.#step, [assignment], this.#capacity.needs.resets, { logits: 0, hidden: 0 })
       copyLogits(this.#step, this.#trustedOffsets)
+      const started = performance.now()
       await this.#runner.step(this.#step, this.#trusted)
       sequence.computed += tokens
+      await rest(REST * (performance.now() - started), this.#closing.signal)
     }
   }
 
@@ -293,6 +298,10 @@ export class Shadow {
     }
   }
 }
+
+/** Resolves after `milliseconds`, or when the signal aborts. */
+const rest = (milliseconds: number, signal: AbortSignal) =>
+  setTimeout(milliseconds, undefined, { signal }).catch(() => {})
 
 const logitsOf = ({ logits }: ResultView, row: number, vocab: number) => logits.subarray(row * vocab, (row + 1) * vocab)
 
