@@ -135,7 +135,7 @@ async function openDraft(pkg: Package, model: Package, target: Capacity, openRun
   const refuse: Mismatch = (thing, expected, got) => fail('DRAFT_MISMATCH', { draft: pkg.path, thing, expected, got })
   assertSameVocabulary(model, pkg, refuse)
   const own = draftCapacity(pkg.plan, target, pkg.path)
-  return { runner: await openRunner(pkg, own), capacity: own }
+  return { runner: await openRunner(pkg, own), plan: pkg.plan, capacity: own }
 }
 
 /** Opens what some steps of `model`, as opened by `runner`, are compared with. Throws SHADOW_MISMATCH. */

@@ -147,8 +147,16 @@ export function draftCapacity(plan: ExecutionPlan, target: Capacity, path: strin
   return own
 }
 
-function speculationOf({ draft, tokens }: { draft?: string | undefined; tokens: number }): Speculation {
-  return { by: draft === undefined ? 'lookup' : 'draft', tokens }
+function speculationOf({
+  draft,
+  tokens,
+  cost,
+}: {
+  draft?: string | undefined
+  tokens: number
+  cost?: number | undefined
+}): Speculation {
+  return { by: draft === undefined ? 'lookup' : 'draft', tokens, cost }
 }
 
 /** Rows beyond those that sample only serve `logits()`; their copies out of the step must not hold the event loop. */

@@ -277,7 +277,7 @@ export class Engine {
     request.proposed = 0
     if (proposed === 0) return 0
     const right = accepted(request, proposed, result, row)
-    request.guesses!.settle(proposed, right)
+    request.guesses!.settle(proposed, right, request.known)
     this.#count.proposed += proposed
     this.#count.accepted += right
     return proposed - right

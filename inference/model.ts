@@ -13,7 +13,7 @@ import { invalid, parseOptions } from './options.ts'
 import type { Output } from './request.ts'
 import { type GenerateOptions, type GenerationDefaults, generateShape, requestShape, sampling } from './sampling.ts'
 import { Shadow, type ShadowParts } from './shadow.ts'
-import { Guesses } from './speculate.ts'
+import { Guesses, guessCost, type Speculation } from './speculate.ts'
 import { Generation, type Prepared } from './stream.ts'
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from './text/chat-template.ts'
 import { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerFiles } from './text/tokenizer.ts'
@@ -53,6 +53,7 @@ export interface ModelParts {
 
 export interface DraftParts {
   readonly runner: Runner
+  readonly plan: ExecutionPlan
   readonly capacity: Capacity
 }
 
@@ -93,6 +94,7 @@ export class Model {
   readonly #path: string
   readonly #engine: Engine
   readonly #shadow: Shadow | undefined
+  readonly #speculation: Speculation | undefined
   /** Of the shadow's runner, once the live path is demoted. */
   #trusted: Engine | undefined
   readonly #defaults: GenerationDefaults
@@ -111,6 +113,8 @@ export class Model {
     this.#tokenizer = tokenizer && new Tokenizer(tokenizer, path)
     this.#template = this.#tokenizer && ChatTemplate.of(this.#tokenizer, tokenizer?.chatTemplate, path)
     this.#eosTokens = new Set(generation.eosTokens.length > 0 ? generation.eosTokens : this.#tokenizerEos())
+    const { speculation } = capacity
+    this.#speculation = speculation && { ...speculation, cost: speculation.cost ?? guessCost(plan, draft?.plan) }
     this.#shadow = shadow && new Shadow(shadow, capacity.limits.rows, plan)
     const other = { draft: draft && new Draft(draft.runner, draft.capacity), shadow: this.#shadow }
     this.#engine = new Engine(runner, capacity, plan, other)
@@ -277,7 +281,7 @@ export class Model {
     const choice = sampling(options, this.#defaults, this.plan.vocab, where)
     this.#assertOutput('tokens', where)
     if (choice.stop.length > 0) this.#requireTokenizer()
-    const { speculation } = this.#engine.capacity
+    const speculation = this.#speculation
     if (choice.speculative && !speculation)
       throw invalid('speculative', 'a model that was opened with speculative', choice.speculative)
     const { signal, deadlineMs } = choice
