@@ -81,7 +81,7 @@ export function nextLength(length: number, proposed: number, accepted: number, m
 const CACHED_BYTES = 2 ** 25
 /**
  * What one more token adds to a step, as a share of it: where weights are read from caches, and where memory is what a step
- * waits for (README: storyteller-7m, 1 and 16 sequences; Llama-3.2-1B at q4, 1 and 8).
+ * waits for (README: the small model that ships, 1 and 16 sequences; one of 1B parameters at q4, 1 and 8).
  */
 const EXTRA = { cached: 0.65, memory: 0.05 } as const
 

@@ -11,7 +11,7 @@ import { type StepView, stepHeader } from '../abi/step.ts'
 import type { LinkedPackage, Runner } from '../compute/device.ts'
 import type { OpenOptions } from '../index.ts'
 import { checkInvariance, mixedRequests, standardVariations, type Variation } from './invariance.ts'
-import { openLinked, packageStates, stateModels, VOCAB } from './states.ts'
+import { openLinked, packageStates, stateCases, stateModels, VOCAB } from './states.ts'
 
 const CONTEXT = 128
 const blocksOfOne = CONTEXT / BLOCK_TOKENS
@@ -34,9 +34,7 @@ function variationsOf(base: OpenOptions, prefixes: boolean, paged: boolean): Var
   })
 }
 
-const cases = stateModels.flatMap((model) => model.backends.map((backend) => ({ ...model, backend })))
-
-it.each(cases)('$name on $backend', async ({ name, backend, rewinds }) => {
+it.each(stateCases)('$name on $backend', async ({ name, backend, rewinds }) => {
   const pkg = packages.get(name)!
   const paged = pkg.plan.states.some(({ kind }) => kind === 'paged')
   const variations = variationsOf({ backend, contextTokens: CONTEXT }, rewinds, paged)
@@ -44,6 +42,7 @@ it.each(cases)('$name on $backend', async ({ name, backend, rewinds }) => {
   const reports = await checkInvariance((options) => openLinked(pkg, options), requests, variations)
   expect(reports.filter(({ differing }) => differing.length > 0)).toEqual([])
   expect(reports.filter(({ happened }) => !happened)).toEqual([])
+  expect(new Set(reports.map(({ launchesPerStep }) => launchesPerStep)).size).toBe(1)
 })
 
 /** `runner` as it would be if `spoil` were how steps are made. */

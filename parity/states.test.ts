@@ -6,6 +6,7 @@ import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { capabilities, lifecycles } from '../abi/state.ts'
 import { stepHeader } from '../abi/step.ts'
+import { type BackendName, backends } from '../compute/backends.ts'
 import type { LinkedPackage } from '../compute/device.ts'
 import type { Model } from '../index.ts'
 import { capacity, draftCapacity } from '../inference/capacity.ts'
@@ -13,7 +14,18 @@ import type { ExecutionPlan } from '../plans/plan.ts'
 import { verifyPlan } from '../plans/verify.ts'
 import { writePlan } from '../plans/write.ts'
 import { fingerprint, mixedRequests } from './invariance.ts'
-import { digest, Hand, MOST, openLinked, packageStates, places, type Snapshot, stateModels, VOCAB } from './states.ts'
+import {
+  digest,
+  Hand,
+  MOST,
+  openLinked,
+  packageStates,
+  places,
+  type Snapshot,
+  stateCases,
+  stateModels,
+  VOCAB,
+} from './states.ts'
 
 let folder: string
 const packages = new Map<string, LinkedPackage>()
@@ -35,11 +47,19 @@ const chunk = fc.constantFrom(1, 5, 31, 32, 33, MOST)
 const cutSequence = tokens(3).chain((all) =>
   fc.record({ all: fc.constant(all), cut: fc.integer({ min: 1, max: all.length - 1 }), before: chunk, after: chunk }),
 )
-const runs = { numRuns: 10 }
+const runs = { numRuns: 7 }
 
-const cases = stateModels.flatMap((model) => model.backends.map((backend) => ({ ...model, backend })))
+it('every backend that is here runs the kinds that are listed for it, and is refused the others', async () => {
+  const here = Object.values(backends).filter(({ name, unavailable }) => !unavailable() && !/null|reference/.test(name))
+  for (const { name: kind, backends: listed } of stateModels)
+    for (const { name } of here) {
+      const opened = Hand.open(packages.get(kind)!, name).then((hand) => hand.runner.dispose())
+      if (listed.includes(name as BackendName)) await opened
+      else await expect(opened, `${kind} on ${name}`).rejects.toMatchObject({ code: 'LINK_GAPS' })
+    }
+})
 
-describe.each(cases)('$name on $backend', ({ name, backend, rewinds }) => {
+describe.each(stateCases)('$name on $backend', ({ name, backend, rewinds }) => {
   const open = () => Hand.open(packages.get(name)!, backend)
   /** Rows of a sequence that nothing has disturbed, in one step. */
   const undisturbed = async (all: readonly number[]) => {
@@ -186,7 +206,7 @@ describe('a step that fails inside the engine', () => {
       }),
     )
 
-  it.each(cases)('$name on $backend: its requests fail, others and the same ones again do not', async (each) => {
+  it.each(stateCases)('$name on $backend: its requests fail, others and the same ones again do not', async (each) => {
     const pkg = packages.get(each.name)!
     const sizes = { backend: each.backend, maxSlots: 5, contextTokens: 96, prefillChunk: 20, blocks: 12 }
     await using sound = await openLinked(pkg, sizes)
@@ -220,7 +240,7 @@ describe('a step that fails inside the engine', () => {
         steps = Number.POSITIVE_INFINITY
         expect(await runAll(model, failed)).toEqual(failed.map((i) => expected[i]))
       }),
-      { numRuns: 8 },
+      { numRuns: 6 },
     )
   })
 })

@@ -5,7 +5,7 @@
 import { createHash } from 'node:crypto'
 import { activations } from '../abi/ops/define.ts'
 import { createResult, createStep, type StepLimits, stepHeader } from '../abi/step.ts'
-import { backendOf } from '../compute/backends.ts'
+import { type BackendName, backendOf, backends } from '../compute/backends.ts'
 import type { LinkedPackage, Runner } from '../compute/device.ts'
 import { Model, type OpenOptions } from '../index.ts'
 import { capacity } from '../inference/capacity.ts'
@@ -28,7 +28,8 @@ export interface StateModel {
   readonly name: string
   /** Whether state can be taken back to any position, and a sequence forked there. */
   readonly rewinds: boolean
-  readonly backends: readonly ('cpu' | 'reference')[]
+  /** That run it; the reference, to which states of any dtype are one, not of each. */
+  readonly backends: readonly BackendName[]
   readonly mixers: readonly Mixer[]
 }
 
@@ -106,7 +107,6 @@ const delta: Mixer = {
   },
 }
 
-/** The reference rounds nothing: to it, states of any dtype are one. */
 const paged = { rewinds: true, backends: ['cpu'] } as const
 /** The CPU has no kernels for recurrences. */
 const recurrent = { rewinds: false, backends: ['reference'] } as const
@@ -120,6 +120,11 @@ export const stateModels: readonly StateModel[] = [
   { ...recurrent, name: 'delta rule', mixers: [delta] },
   { ...recurrent, name: 'attention and recurrences', mixers: [attention('f32', 20), convolution, ssm, delta] },
 ]
+
+/** Each model on each of its backends that is here. */
+export const stateCases = stateModels.flatMap((model) =>
+  model.backends.filter((name) => !backends[name].unavailable()).map((backend) => ({ ...model, backend })),
+)
 
 /** The package of a model: embedding, a normed mixer on the residual stream for each layer, head and sampler. */
 export function packageStates({ name, mixers }: StateModel, folder: string): Promise<LinkedPackage> {
