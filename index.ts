@@ -16,7 +16,7 @@ import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
 import type { ShadowParts } from './inference/shadow.ts'
 import {
-  assertResponsive,
+  assertCompares,
   assertShadow,
   type ParsedShadow,
   type ShadowOptions,
@@ -36,7 +36,13 @@ export type { EngineStats } from './inference/counters.ts'
 export type { ChatOptions, ModelInfo, Prompt, RequestOptions } from './inference/model.ts'
 export { Model } from './inference/model.ts'
 export type { GenerateOptions } from './inference/sampling.ts'
-export type { Divergence, ShadowEnd, ShadowEvent, ShadowOptions, ShadowStats } from './inference/shadow-options.ts'
+export type {
+  ShadowDivergence,
+  ShadowEnd,
+  ShadowEvent,
+  ShadowOptions,
+  ShadowStats,
+} from './inference/shadow-options.ts'
 export type { SpeculationStats, SpeculativeOptions } from './inference/speculate.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
@@ -138,22 +144,26 @@ async function openDraft(pkg: Package, model: Package, target: Capacity, openRun
   return { runner: await openRunner(pkg, own), plan: pkg.plan, capacity: own }
 }
 
-/** Opens what some steps of `model`, as opened by `runner`, are compared with. Throws SHADOW_MISMATCH. */
-async function openShadow(
-  options: ParsedShadow,
-  pkg: Package,
-  model: Package,
-  runner: Runner,
-  target: Capacity,
-): Promise<ShadowParts> {
+/** The path that a shadow is to be compared with, as it was opened. */
+interface LivePath {
+  readonly pkg: Package
+  readonly runner: Runner
+  readonly capacity: Capacity
+  readonly deterministic: boolean | undefined
+  readonly allowPerSlot: boolean | undefined
+}
+
+/** Opens what some steps of the live path are compared with. Throws SHADOW_MISMATCH and OPTION_INVALID. */
+async function openShadow(options: ParsedShadow, pkg: Package, live: LivePath): Promise<ShadowParts> {
+  const { pkg: model, runner, deterministic, allowPerSlot } = live
   const refuse: Mismatch = (thing, expected, got) => fail('SHADOW_MISMATCH', { shadow: pkg.path, thing, expected, got })
   assertSameVocabulary(model, pkg, refuse)
-  const own = shadowCapacity(pkg.plan, target, pkg.path)
+  const own = shadowCapacity(pkg.plan, live.capacity, pkg.path)
   const { backend, isa, threads = runner.info.threads } = options
   const { limits, blocks, slots } = own
-  const trusted = await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa })
+  const trusted = await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa, allowPerSlot })
   try {
-    assertResponsive(trusted, pkg.plan)
+    assertCompares(trusted, pkg.plan, deterministic)
   } catch (error) {
     trusted.dispose()
     throw error
@@ -202,7 +212,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       })
     if (shadowed) {
       const other = shadowed.package === undefined ? pkg : await readPackage(shadowed.package, { integrity })
-      shadow = await openShadow(shadowed, other, pkg, runner, fixed)
+      shadow = await openShadow(shadowed, other, { pkg, runner, capacity: fixed, deterministic, allowPerSlot })
     }
     return new Model({
       runner,

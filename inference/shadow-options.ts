@@ -54,7 +54,7 @@ export const shadowSchema = z
 export type ParsedShadow = NonNullable<z.output<typeof shadowSchema>>
 
 /** A row on which the two paths do not agree. */
-export interface Divergence {
+export interface ShadowDivergence {
   /** Number of the step since the model was opened, from 1. */
   readonly step: number
   /** Of the row's token in its sequence. */
@@ -75,7 +75,7 @@ export interface ShadowEnd {
   readonly reason: string
 }
 export type ShadowEvent =
-  | ({ readonly type: 'divergence' } & Divergence)
+  | ({ readonly type: 'divergence' } & ShadowDivergence)
   | ({ readonly type: 'demoted' | 'stopped' } & ShadowEnd)
 
 export interface ShadowStats {
@@ -89,7 +89,7 @@ export interface ShadowStats {
   readonly divergences: number
   /** Rows whose tokens differ as their logits may: no divergence. */
   readonly ties: number
-  /** Largest error of any row, as in Divergence, and what is allowed. */
+  /** Largest error of any row, as in ShadowDivergence, and what is allowed. */
   readonly worst: number
   readonly allowed: number
   readonly demoted: boolean
@@ -121,8 +121,13 @@ export function shadowCapacity(plan: ExecutionPlan, target: Capacity, path: stri
 /** Weights of a matrix above which a product of one row holds the event loop for too long. */
 const MOST_ON_LOOP = 2 ** 21
 
-/** Throws OPTION_INVALID where a backend that computes on the event loop would hold it for more than 5 ms. */
-export function assertResponsive({ info }: Runner, plan: ExecutionPlan): void {
+/**
+ * Throws OPTION_INVALID where a backend that computes on the event loop would hold it for more than 5 ms, or where outputs
+ * are not to depend on the batch, and those of the trusted path would.
+ */
+export function assertCompares({ info }: Runner, plan: ExecutionPlan, deterministic = false): void {
+  if (deterministic && !info.deterministic)
+    throw invalid('shadow', 'a backend whose outputs do not depend on the batch', info.backend)
   if (!info.onEventLoop || plan.tensors.every(({ rows, cols }) => rows * cols <= MOST_ON_LOOP)) return
   throw invalid('shadow', 'a backend that computes off the event loop, for a model of this size', info.backend)
 }

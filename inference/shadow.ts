@@ -18,9 +18,9 @@ import { copyLogits, type Packed, pack, penalises } from './pack.ts'
 import type { Request, Work } from './request.ts'
 import type { Assignment } from './scheduler.ts'
 import {
-  type Divergence,
   endOf,
   type ParsedShadow,
+  type ShadowDivergence,
   type ShadowEnd,
   type ShadowEndCode,
   type ShadowEvent,
@@ -270,7 +270,7 @@ export class Shadow {
     this.#diverge({ step, position, what, error, allowed: this.#allowed, tokens })
   }
 
-  #diverge(divergence: Divergence): void {
+  #diverge(divergence: ShadowDivergence): void {
     this.#divergences++
     this.#tell({ type: 'divergence', ...divergence })
     const { maxDivergences, demote } = this.#options

@@ -302,6 +302,15 @@ describe('more than a state declares is refused when the model is opened', () =>
     )
   })
 
+  it('more state than `stateBytes` has room for, each slot with the copy that a failed step is taken back from', () => {
+    const { plan } = packages.get('attention and recurrences')!
+    const { needs, slots, blocks } = capacity(plan, { maxSlots: 3, contextTokens: 64 }, 'p')
+    const bytes = 2 * slots * needs.bytesPerSlot + (blocks + 5) * needs.bytesPerBlock
+    const ask = (stateBytes: number) => capacity(plan, { maxSlots: 3, contextTokens: 64, stateBytes }, 'p')
+    expect([ask(bytes).blocks, ask(bytes - 1).blocks]).toEqual([blocks + 5, blocks + 4])
+    expect(() => ask(2 * slots * needs.bytesPerSlot)).toThrow(refused('^stateBytes'))
+  })
+
   it('a prefix cache over blocks that cannot be copied', () => {
     const plan = changed('paged f32', { lifecycle: 15 & ~lifecycles.clone })
     expect(() => capacity(plan, { prefixCache: true }, 'p')).toThrow(refused('^prefixCache'))
