@@ -81,10 +81,6 @@ class CpuRunner implements Runner {
     this.model.writeState(state, unit, bytes)
   }
 
-  failAfter(instructions: number): void {
-    this.model.failAfter(instructions)
-  }
-
   memory(): MemoryUse {
     return this.model.memory()
   }
@@ -95,6 +91,10 @@ class CpuRunner implements Runner {
 
   tally(): Tally | undefined {
     return this.model.tally() ?? undefined
+  }
+
+  failAfter(instructions: number): void {
+    this.model.failAfter(instructions)
   }
 
   dispose(): void {

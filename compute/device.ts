@@ -57,25 +57,25 @@ export interface MemoryUse {
   readonly scratchBytes: number
 }
 
-/**
- * A plan ready to run. One step at a time. A rejected step has changed nothing that a later step may rely on: fixed states
- * are as before it, and blocks but for the positions that it was to write and the targets of its copies.
- */
+/** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
 export interface Runner {
   readonly info: DeviceInfo
-  /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
+  /**
+   * Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError: then fixed states are as
+   * before, and blocks too, but for positions that the step was to write and targets of its copies (ADR 0009).
+   */
   step(step: StepView, result: ResultView): Promise<void>
   /** A copy of the bytes of one unit of a state, between steps; what they mean is the backend's own. */
   readState?(state: number, unit: number): Uint8Array
-  /** Puts back, between steps, what readState() gave of a unit of that state. */
+  /** Puts such bytes back, between steps; all zero is what a unit holds before its first use. */
   writeState?(state: number, unit: number, bytes: Uint8Array): void
-  /** For tests: the next step fails with STEP_FAILED once that many instructions of the plan have run. */
-  failAfter?(instructions: number): void
   memory(): MemoryUse
   /** Starts counting time by instruction at zero, or ends it; between steps. A backend without it keeps no tally. */
   setTally?(on: boolean): void
   /** What was counted since; undefined: off. Between steps. */
   tally?(): Tally | undefined
+  /** For tests: the next step fails with STEP_FAILED once that many instructions of the plan have run. */
+  failAfter?(instructions: number): void
   dispose(): void
 }
 
