@@ -8,7 +8,6 @@
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
 import type { Runner } from './compute/device.ts'
-import { pairTolerance } from './compute/tolerances.ts'
 import { fail } from './errors.ts'
 import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape } from './inference/capacity.ts'
 import { type DraftParts, Model } from './inference/model.ts'
@@ -22,6 +21,7 @@ import {
   type ShadowOptions,
   shadowCapacity,
   shadowSchema,
+  shadowTolerance,
 } from './inference/shadow-options.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
@@ -65,14 +65,14 @@ export interface OpenOptions extends ModelOptions {
   deterministic?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
   allowPerSlot?: boolean | undefined
+  /** The dual path: compare some live steps with a backend or package that is trusted. Default: don't. */
+  shadow?: ShadowOptions | undefined
   /**
    * full hashes every byte of the package. auto (default) skips large files that were hashed before and have not changed
    * since, by their receipts in the cache folder of the user. structure trusts the bytes of large files. `info.integrity`
    * says what was done.
    */
   integrity?: 'auto' | 'full' | 'structure' | undefined
-  /** The dual path: compare some live steps with a backend or package that is trusted. Default: don't. */
-  shadow?: ShadowOptions | undefined
 }
 
 /** Compiles a checkpoint folder into a package; see CompileOptions. The compiler is loaded when it is first needed. */
@@ -94,8 +94,8 @@ const openSchema = z.strictObject({
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
-  integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
   shadow: shadowSchema,
+  integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
 })
 
 /** The stop tokens and sampling that the checkpoint's authors advise. */
@@ -168,8 +168,7 @@ async function openShadow(options: ParsedShadow, pkg: Package, live: LivePath): 
     trusted.dispose()
     throw error
   }
-  const one = runner.info.backend === backend && runner.info.deterministic && pkg === model
-  const tolerance = options.tolerance ?? (one ? 0 : pairTolerance(model.plan, pkg.plan))
+  const tolerance = shadowTolerance(options, { runner, plan: model.plan }, { runner: trusted, plan: pkg.plan })
   return { runner: trusted, capacity: own, options, tolerance }
 }
 

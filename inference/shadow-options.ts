@@ -1,6 +1,7 @@
 /** What a shadow (shadow.ts) is asked for, what it tells, and what is refused before it starts. */
 import { z } from 'zod'
 import type { Runner } from '../compute/device.ts'
+import { pairTolerance } from '../compute/tolerances.ts'
 import { fail } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { type Capacity, capacity } from './capacity.ts'
@@ -116,6 +117,19 @@ export function shadowCapacity(plan: ExecutionPlan, target: Capacity, path: stri
   const alike = { contextTokens, maxSlots, maxTokensPerStep: limits.tokens, maxRows: limits.rows, queueLimit }
   const own = capacity(plan, { ...alike, prefillChunk: chunk, ...(!prefixCache && { prefixCache }) }, path)
   return own.needs.blockTokens === needs.blockTokens ? { ...own, blocks } : own
+}
+
+/** A plan, and what runs it. */
+interface Path {
+  readonly runner: Runner
+  readonly plan: ExecutionPlan
+}
+
+/** How far rows of the two may be apart: one plan gives the same bits on every instruction set of a deterministic backend. */
+export function shadowTolerance({ tolerance }: ParsedShadow, live: Path, trusted: Path): number {
+  const [a, b] = [live.runner.info, trusted.runner.info]
+  const one = live.plan === trusted.plan && a.backend === b.backend && a.deterministic && b.deterministic
+  return tolerance ?? (one ? 0 : pairTolerance(live.plan, trusted.plan))
 }
 
 /** Weights of a matrix above which a product of one row holds the event loop for too long. */

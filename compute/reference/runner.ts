@@ -74,11 +74,20 @@ class ReferenceRunner implements Runner {
     const { vocab, maxContext } = this.plan
     const { blocks, slots } = this.options
     checkStep(step, { vocab, maxContext, blocks, slots, blockTokens: this.blockTokens })
-    const restore = savedSlots(this.states, step)
-    const registers = await this.runAll(step).catch((error) => {
-      restore()
-      throw error
-    })
+    using rollback = savedSlots(this.states, step)
+    const failing = this.failing
+    this.failing = undefined
+    prepareStates(this.states, step)
+    const registers: Registers = []
+    for (const [index, instruction] of this.plan.instructions.entries()) {
+      if (index === failing) throw injected(instruction.label)
+      if (this.disposed) throw fail('DISPOSED', {})
+      this.run(instruction, registers, step)
+      this.release(registers, index)
+      await setImmediate()
+    }
+    if (failing === this.plan.instructions.length) throw injected('the results')
+    rollback.keep()
     writeRows(this.plan, registers, step, result)
     writeMatrices(this.plan, registers, step, result)
     const { rows, launches, slot_launches, microseconds } = resultHeader.word
@@ -125,23 +134,6 @@ class ReferenceRunner implements Runner {
 
   private get blockTokens(): number {
     return this.plan.states.some(({ kind }) => kind !== 'fixed') ? BLOCK_TOKENS : 0
-  }
-
-  /** Prepares the states and runs every instruction. Returns the registers of the outputs. */
-  private async runAll(step: ReferenceStep): Promise<Registers> {
-    const failing = this.failing
-    this.failing = undefined
-    prepareStates(this.states, step)
-    const registers: Registers = []
-    for (const [index, instruction] of this.plan.instructions.entries()) {
-      if (this.disposed) throw fail('DISPOSED', {})
-      if (index === failing) throw injected(instruction.label)
-      this.run(instruction, registers, step)
-      this.release(registers, index)
-      await setImmediate()
-    }
-    if (failing === this.plan.instructions.length) throw injected('the results')
-    return registers
   }
 
   private run(instruction: Instruction, registers: Registers, step: ReferenceStep): void {

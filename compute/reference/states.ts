@@ -41,15 +41,20 @@ export function createState(descriptor: StateDescriptor): StateStore {
   }
 }
 
-/** Takes note of every slot of fixed states that a step may write; calling the result puts them back. */
-export function savedSlots(states: readonly StateStore[], step: ReferenceStep): () => void {
+/** Takes note of every slot of fixed states that a step may write; disposing puts them back, unless they are kept. */
+export function savedSlots(states: readonly StateStore[], step: ReferenceStep): Disposable & { keep(): void } {
   const resets = step.resetSlots.subarray(0, step.header[stepHeader.word.resets])
   const slots = new Set([...step.sequenceSlot.subarray(0, step.sequences), ...resets])
-  const saved = states
+  let saved = states
     .filter(({ descriptor }) => descriptor.kind === 'fixed')
     .flatMap((state) => [...slots].map((slot) => ({ state, slot, bytes: state.read(slot) })))
-  return () => {
-    for (const { state, slot, bytes } of saved) state.write(slot, bytes)
+  return {
+    keep: () => {
+      saved = []
+    },
+    [Symbol.dispose]: () => {
+      for (const { state, slot, bytes } of saved) state.write(slot, bytes)
+    },
   }
 }
 

@@ -14,6 +14,15 @@
 namespace ingot {
 namespace {
 
+[[noreturn]] void fail_injected() { throw std::runtime_error("a failure injected for a test"); }
+
+// Visits the slots of fixed states that a step may write.
+template <class Visit>
+void each_slot(const StepView& view, const Visit& visit) {
+  for (uint32_t s = 0; s < view.step.sequences; ++s) visit(size_t(view.step.sequence_slot[s]));
+  for (const int32_t slot : view.resets) visit(size_t(slot));
+}
+
 // Copies `rows` rows that `wanted` accepts out of a register into packed rows.
 template <class Wanted>
 void copy_rows(ThreadPool& pool, const Matrix& from, uint32_t rows, float* to, const Wanted& wanted) {
@@ -23,15 +32,6 @@ void copy_rows(ThreadPool& pool, const Matrix& from, uint32_t rows, float* to, c
     for (size_t r = begin; r < end; ++r)
       if (wanted(r)) std::memcpy(to + r * from.width, from.row<std::byte>(r), bytes);
   });
-}
-
-[[noreturn]] void fail_injected() { throw std::runtime_error("a failure injected for a test"); }
-
-// Visits the slots of fixed states that a step may write.
-template <class Visit>
-void each_slot(const StepView& view, const Visit& visit) {
-  for (uint32_t s = 0; s < view.step.sequences; ++s) visit(size_t(view.step.sequence_slot[s]));
-  for (const int32_t slot : view.resets) visit(size_t(slot));
 }
 
 // Counts what the step holds into the tally of its phase; nullptr: off.
@@ -124,17 +124,6 @@ void Model::prepare_states(const StepView& view, ThreadPool& pool) {
   });
 }
 
-// What a failed step wrote of paged states nobody reads: positions that are not known, and blocks that nobody has yet.
-void Model::restore_states(const StepView& view) {
-  for (size_t s = 0; s < states_.size(); ++s) {
-    const State& state = states_[s];
-    if (plan_.states[s].kind != StateKind::fixed) continue;
-    each_slot(view, [&](size_t u) {
-      std::memcpy(state.base + u * state.size, saved_[s].data() + u * state.size, state.size);
-    });
-  }
-}
-
 // Returns the kernels launched. An instruction whose output has no row this step, and that touches no state, has
 // nothing to do.
 uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally) {
@@ -188,6 +177,17 @@ void Model::write_results(const StepView& view, ThreadPool& pool) const {
   if (bounds_.hidden_space == Space::rows)
     return copy_rows(pool, hidden_, step.rows, view.hidden, flag(kSampleFlagHidden));
   copy_rows(pool, hidden_, count_of(step, bounds_.hidden_space), view.hidden, [](size_t) { return true; });
+}
+
+// What a failed step wrote of paged states nobody reads: positions that are not known, and blocks that nobody has yet.
+void Model::restore_states(const StepView& view) {
+  for (size_t s = 0; s < states_.size(); ++s) {
+    const State& state = states_[s];
+    if (plan_.states[s].kind != StateKind::fixed) continue;
+    each_slot(view, [&](size_t u) {
+      std::memcpy(state.base + u * state.size, saved_[s].data() + u * state.size, state.size);
+    });
+  }
 }
 
 }  // namespace ingot

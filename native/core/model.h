@@ -37,8 +37,8 @@ class Model {
   // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
   static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
 
-  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, fixed states are as before
-  // the step, and so is every block but for the positions that it was to write and the targets of its copies.
+  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the blocks that the step
+  // wrote hold anything; all else is as before.
   Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
@@ -72,8 +72,8 @@ class Model {
   Matrix matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const;
   StepBounds bounds(const ModelOptions& options) const;
 
-  void prepare_states(const StepView& view, class ThreadPool& pool);
   void restore_states(const StepView& view);
+  void prepare_states(const StepView& view, class ThreadPool& pool);
   uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally);
   void write_results(const StepView& view, class ThreadPool& pool) const;
 
