@@ -50,6 +50,13 @@ export const errors = {
   DRAFT_MISMATCH: config(
     '{draft} cannot draft: its {thing} is {got}, that of the model {expected}; choose a draft of the same vocabulary',
   ),
+  SHADOW_EXPIRED: config(
+    'the shadow of {package} was due to be gone after {until}; remove the second path, or give it a new date',
+  ),
+  SHADOW_MISMATCH: config(
+    '{shadow} cannot shadow: its {thing} is {got}, that of the model {expected}; choose a package of the same model',
+  ),
+  SHADOW_DEMOTED: device('{package} takes no requests ({code}): {reason}; go back to the trusted backend or package'),
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
   TALLY_MISSING: config('backend "{backend}" does not count where its steps spend their time; use the cpu backend'),

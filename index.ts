@@ -16,6 +16,16 @@ import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape }
 import { type DraftParts, Model } from './inference/model.ts'
 import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
+import type { ShadowParts } from './inference/shadow.ts'
+import {
+  assertCompares,
+  assertShadow,
+  type ParsedShadow,
+  type ShadowOptions,
+  shadowCapacity,
+  shadowSchema,
+  shadowTolerance,
+} from './inference/shadow-options.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import {
   type Candidate,
@@ -34,10 +44,17 @@ export type { DeviceInfo, MemoryUse } from './compute/device.ts'
 export type { ErrorCode } from './errors.ts'
 export { CancelledError, ConfigError, DeviceError, IngotError, PlanError } from './errors.ts'
 export type { ModelOptions } from './inference/capacity.ts'
-export type { EngineStats } from './inference/engine.ts'
+export type { EngineStats } from './inference/counters.ts'
 export type { ChatOptions, ModelInfo, Prompt, RequestOptions } from './inference/model.ts'
 export { Model } from './inference/model.ts'
 export type { GenerateOptions } from './inference/sampling.ts'
+export type {
+  ShadowDivergence,
+  ShadowEnd,
+  ShadowEvent,
+  ShadowOptions,
+  ShadowStats,
+} from './inference/shadow-options.ts'
 export type { SpeculationStats, SpeculativeOptions } from './inference/speculate.ts'
 export type { FinishReason, Generation, GenerationEvent, GenerationResult, TokenLogprob } from './inference/stream.ts'
 export type { ChatMessage } from './inference/text/chat-template.ts'
@@ -61,6 +78,8 @@ export interface OpenOptions extends ModelOptions {
   deterministic?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
   allowPerSlot?: boolean | undefined
+  /** The dual path: compare some live steps with a backend or package that is trusted. Default: don't. */
+  shadow?: ShadowOptions | undefined
   /**
    * full hashes every byte of the package. auto (default) skips large files that were hashed before and have not changed
    * since, by their receipts in the cache folder of the user. structure trusts the bytes of large files. `info.integrity`
@@ -102,6 +121,7 @@ const openSchema = z.strictObject({
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
+  shadow: shadowSchema,
   integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
   record: z
     .union([
@@ -145,12 +165,12 @@ function tokenizerFiles(pkg: Package): TokenizerFiles | undefined {
 /** SHA-256 of the tokenizer; undefined: the package has none. */
 const tokenizerHash = ({ manifest }: Package) => manifest.files.find(({ path }) => path === TOKENIZER_FILE)?.sha256
 
-/** Throws DRAFT_MISMATCH unless a token id means the same to both. */
-function assertSameVocabulary(model: Package, draft: Package): void {
-  const refuse = (thing: string, expected: unknown, got: unknown) =>
-    fail('DRAFT_MISMATCH', { draft: draft.path, thing, expected, got })
-  if (draft.plan.vocab !== model.plan.vocab) throw refuse('vocabulary', model.plan.vocab, draft.plan.vocab)
-  const [expected, got] = [tokenizerHash(model), tokenizerHash(draft)]
+type Mismatch = (thing: string, expected: unknown, got: unknown) => Error
+
+/** Throws what `refuse` makes unless a token id means the same to both. */
+function assertSameVocabulary(model: Package, other: Package, refuse: Mismatch): void {
+  if (other.plan.vocab !== model.plan.vocab) throw refuse('vocabulary', model.plan.vocab, other.plan.vocab)
+  const [expected, got] = [tokenizerHash(model), tokenizerHash(other)]
   if (expected !== got) throw refuse(TOKENIZER_FILE, expected ?? 'none', got ?? 'none')
 }
 
@@ -224,9 +244,38 @@ async function recorded(runner: Runner, pkg: Package, options: RecordOptions): P
 
 /** Opens the package that drafts for `model`, for the same sequences. */
 async function openDraft(pkg: Package, model: Package, target: Capacity, openRunner: OpenRunner): Promise<DraftParts> {
-  assertSameVocabulary(model, pkg)
+  const refuse: Mismatch = (thing, expected, got) => fail('DRAFT_MISMATCH', { draft: pkg.path, thing, expected, got })
+  assertSameVocabulary(model, pkg, refuse)
   const own = draftCapacity(pkg.plan, target, pkg.path)
-  return { runner: await openRunner(pkg, own), capacity: own }
+  return { runner: await openRunner(pkg, own), plan: pkg.plan, capacity: own }
+}
+
+/** The path that a shadow is to be compared with, as it was opened. */
+interface LivePath {
+  readonly pkg: Package
+  readonly runner: Runner
+  readonly capacity: Capacity
+  readonly deterministic: boolean | undefined
+  readonly allowPerSlot: boolean | undefined
+}
+
+/** Opens what some steps of the live path are compared with. Throws SHADOW_MISMATCH and OPTION_INVALID. */
+async function openShadow(options: ParsedShadow, pkg: Package, live: LivePath): Promise<ShadowParts> {
+  const { pkg: model, runner, deterministic, allowPerSlot } = live
+  const refuse: Mismatch = (thing, expected, got) => fail('SHADOW_MISMATCH', { shadow: pkg.path, thing, expected, got })
+  assertSameVocabulary(model, pkg, refuse)
+  const own = shadowCapacity(pkg.plan, live.capacity, pkg.path)
+  const { backend, isa, threads = runner.info.threads } = options
+  const { limits, blocks, slots } = own
+  const trusted = await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa, allowPerSlot })
+  try {
+    assertCompares(trusted, pkg.plan, deterministic)
+  } catch (error) {
+    trusted.dispose()
+    throw error
+  }
+  const tolerance = shadowTolerance(options, { runner, plan: model.plan }, { runner: trusted, plan: pkg.plan })
+  return { runner: trusted, capacity: own, options, tolerance }
 }
 
 /**
@@ -244,6 +293,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     record,
     certificates = 'allow',
     trustedKeys,
+    shadow: shadowed,
     // Where a certificate is required, a receipt does not do: it is this user's own word, which nobody signed.
     integrity = certificates === 'require' ? 'full' : 'auto',
     ...sizes
@@ -254,14 +304,19 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     throw fail('OPTION_INVALID', { option: 'package', expected: 'the path of a package', got: String(path) })
   const device = backendOf(backend)
   const pkg = await readPackage(path, { integrity })
+  if (shadowed) assertShadow(shadowed, pkg.plan, path)
   const fixed = capacity(pkg.plan, sizes, path)
   const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
     device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
   const opened = await openRunner(pkg, fixed)
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
+  let shadow: ShadowParts | undefined
   try {
-    const { certificate, warnings } = await certified(pkg, device, runner.info, certificates, trusted)
+    const certify = (pkg: Package, backend: Backend, info: DeviceInfo) =>
+      certified(pkg, backend, info, certificates, trusted)
+    const { certificate, warnings: own } = await certify(pkg, device, runner.info)
+    const warnings = [...own]
     const { draft: draftPath } = sizes.speculative ?? {}
     if (draftPath !== undefined)
       draft = await openDraft(await readPackage(draftPath, { integrity }), pkg, fixed, openRunner)
@@ -271,6 +326,13 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
         expected: 'a backend whose outputs do not depend on the batch',
         got: backend,
       })
+    if (shadowed) {
+      const other = shadowed.package === undefined ? pkg : await readPackage(shadowed.package, { integrity })
+      shadow = await openShadow(shadowed, other, { pkg, runner, capacity: fixed, deterministic, allowPerSlot })
+      // The reference is what certificates compare with; any other path that requests may be moved to needs its own.
+      if (shadowed.backend !== 'reference')
+        warnings.push(...(await certify(other, backendOf(shadowed.backend), shadow.runner.info)).warnings)
+    }
     return new Model({
       runner,
       plan: pkg.plan,
@@ -278,6 +340,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       path,
       capacity: fixed,
       draft,
+      shadow,
       integrity: pkg.integrity,
       certificate,
       warnings,
@@ -285,6 +348,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
       generation: generationDefaults(pkg),
     })
   } catch (error) {
+    shadow?.runner.dispose()
     draft?.runner.dispose()
     runner.dispose()
     throw error

@@ -105,6 +105,8 @@ export interface NativeModel {
   /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. */
   readState(state: number, unit: number): Uint8Array
   writeState(state: number, unit: number, bytes: Uint8Array): void
+  /** For tests: the next step fails once that many instructions of the plan have run. */
+  failAfter(instructions: number): void
   /** Starts a tally at zero, or ends it. This and `tally` throw while a step runs. */
   setTally(on: boolean): void
   /** What was counted since; null: off. */

@@ -185,7 +185,8 @@ describe('ingot', () => {
     const guessed = ingot('run', story, 'Once upon a time', ...options, '--draft', story, '--guesses', '3', '--json')
     expect(guessed.json()).toMatchObject({
       tokens: report.tokens,
-      usage: { proposedTokens: 8, acceptedTokens: 8 },
+      // All are right; but a model that drafts for itself costs more than it saves, and gives up.
+      usage: { proposedTokens: 6, acceptedTokens: 6 },
     })
     const sizes = ['--prompt', '8', '--generate', '12', '--batch', '1,2', '--repeats', '1']
     const { cells } = ingot('bench', story, '--draft', story, ...sizes, '--json').json()

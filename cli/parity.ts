@@ -156,7 +156,9 @@ async function judgeOps(options: Options): Promise<boolean> {
 }
 
 export const parityCommand = new Command('parity')
-  .description('compare backends with reference outputs (--golden), each other (--matrix), or by opcode (--ops); exit 1 on failure')
+  .description(
+    'compare backends with reference outputs (--golden), each other (--matrix), or by opcode (--ops); exit 1 on failure',
+  )
   .argument('[package|checkpoint...]', 'one with --golden; with --matrix any number, default: the shipped checkpoint')
   .option('--golden <file>', 'safetensors of reference outputs')
   .option('--ops', 'judge the backend opcode by opcode on generated cases; takes no package')

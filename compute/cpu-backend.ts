@@ -127,6 +127,10 @@ class CpuRunner implements Runner {
     return this.model.sentinels() ?? []
   }
 
+  failAfter(instructions: number): void {
+    this.model.failAfter(instructions)
+  }
+
   dispose(): void {
     this.disposed = true
     this.model.dispose()

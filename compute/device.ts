@@ -51,6 +51,8 @@ export interface DeviceInfo {
   readonly pinning?: { readonly pinned: boolean; readonly reason: string }
   /** Whether a request's output is independent of the batch, bit for bit. */
   readonly deterministic: boolean
+  /** Set where steps compute on the thread that asks for them, an instruction at a time. */
+  readonly onEventLoop?: true
 }
 
 export interface MemoryUse {
@@ -90,7 +92,10 @@ export interface Trace {
 /** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
 export interface Runner {
   readonly info: DeviceInfo
-  /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
+  /**
+   * Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError: then fixed states are as
+   * before, and blocks too, but for positions that the step was to write and targets of its copies (ADR 0009).
+   */
   step(step: StepView, result: ResultView): Promise<void>
   /**
    * As step(), and copies out what each instruction wrote: 4 bytes an element of every output, so for small steps. A
@@ -108,6 +113,8 @@ export interface Runner {
   tally?(): Tally | undefined
   /** Opened with `guard`: what the last step wrote and was not to write. A backend without it watches nothing. */
   sentinels?(): readonly string[]
+  /** For tests: the next step fails with STEP_FAILED once that many instructions of the plan have run. */
+  failAfter?(instructions: number): void
   dispose(): void
 }
 

@@ -5,7 +5,7 @@ import type { ExecutionPlan } from '../plans/plan.ts'
 import { invalid, parseOptions } from './options.ts'
 import { MAX_LOGIT_BIAS } from './sampling.ts'
 import { assertRewinds, type Speculation, type SpeculativeOptions, speculativeSchema } from './speculate.ts'
-import { type StateNeeds, stateNeeds } from './state.ts'
+import { assertForks, type StateNeeds, stateNeeds } from './state.ts'
 
 export interface ModelOptions {
   /** Sequences that run at once. Default 16. */
@@ -18,7 +18,7 @@ export interface ModelOptions {
   maxRows?: number | undefined
   /** Requests that may wait for a slot before generate() fails with QUEUE_FULL. Default 1024. */
   queueLimit?: number | undefined
-  /** Reuse the state of prompt beginnings seen before. Default true. */
+  /** Reuse the state of prompt beginnings seen before. Default: where the states of the model can be forked anywhere. */
   prefixCache?: boolean | undefined
   /** Blocks of paged state, without the dump. Default: enough for maxSlots full contexts. */
   blocks?: number | undefined
@@ -90,6 +90,7 @@ export function capacity(plan: ExecutionPlan, options: unknown, path: string): C
   )
   const rows = atLeast('maxRows', given.maxRows ?? defaultRows(plan, verified), maxSlots)
   const blocksPerSequence = Math.ceil(contextTokens / needs.blockTokens)
+  if (given.prefixCache) assertForks(plan)
   const prefixCache = (given.prefixCache ?? true) && needs.prefixReuse
   // A full context whose blocks are all cached copies its last one before it gives the cached one back.
   const leastBlocks = blocksPerSequence + (prefixCache ? 1 : 0)
@@ -126,26 +127,36 @@ function blockCount(
 ): number {
   if (given.blocks !== undefined) return atLeast('blocks', given.blocks, least)
   if (given.stateBytes === undefined || needs.bytesPerBlock === 0) return enough
-  const fixed = needs.bytesPerBlock + (1 + maxSlots) * needs.bytesPerSlot
+  // Slots have copies, from which a failed step is taken back.
+  const fixed = needs.bytesPerBlock + 2 * (1 + maxSlots) * needs.bytesPerSlot
   const bytes = atLeast('stateBytes', given.stateBytes, fixed + least * needs.bytesPerBlock)
   return Math.floor((bytes - fixed) / needs.bytesPerBlock)
 }
 
 /** Of the draft model that guesses for a model of `target`: room for the same sequences. Throws OPTION_INVALID. */
 export function draftCapacity(plan: ExecutionPlan, target: Capacity, path: string): Capacity {
-  const { contextTokens, maxSlots, limits, speculation } = target
+  const { contextTokens, maxSlots, limits } = target
   if (plan.maxContext < contextTokens) {
     const expected = `a draft with a context of ${contextTokens}, that of the model (or lower contextTokens)`
     throw invalid('speculative', expected, plan.maxContext)
   }
   const options = { contextTokens, maxSlots, maxTokensPerStep: limits.tokens, maxRows: maxSlots, prefixCache: false }
   const own = capacity(plan, options, path)
-  assertRewinds(plan, own.needs, speculation!.tokens, 'a draft')
+  // A slot of the draft goes back to where its next request begins to differ.
+  assertRewinds(plan, own.needs, contextTokens, 'a draft')
   return own
 }
 
-function speculationOf({ draft, tokens }: { draft?: string | undefined; tokens: number }): Speculation {
-  return { by: draft === undefined ? 'lookup' : 'draft', tokens }
+function speculationOf({
+  draft,
+  tokens,
+  cost,
+}: {
+  draft?: string | undefined
+  tokens: number
+  cost?: number | undefined
+}): Speculation {
+  return { by: draft === undefined ? 'lookup' : 'draft', tokens, cost }
 }
 
 /** Rows beyond those that sample only serve `logits()`; their copies out of the step must not hold the event loop. */

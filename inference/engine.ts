@@ -8,21 +8,22 @@ import {
   type ResultOffsets,
   type ResultView,
   ROW_RESULT_BYTES,
-  resultHeader,
   type StepView,
 } from '../abi/step.ts'
 import type { Runner } from '../compute/device.ts'
 import { fail, IngotError } from '../errors.ts'
 import { BlockPool } from './blocks.ts'
 import type { Capacity } from './capacity.ts'
+import { Counters, type EngineStats } from './counters.ts'
 import type { Draft } from './draft.ts'
 import { aborted, watch } from './lifetime.ts'
 import { pack } from './pack.ts'
 import { PrefixCache } from './prefix-cache.ts'
 import { Request, type Work } from './request.ts'
 import { type Assignment, type Policy, schedule } from './scheduler.ts'
+import type { Shadow } from './shadow.ts'
 import { SlotPool } from './slots.ts'
-import { accepted, lookUp, mayGuess, type SpeculationStats } from './speculate.ts'
+import { accepted, lookUp, mayGuess } from './speculate.ts'
 
 /** Words of one RowResult: token, logprob, then the alternatives. */
 export const ROW_WORDS = ROW_RESULT_BYTES / 4
@@ -30,34 +31,11 @@ export const ROW_WORDS = ROW_RESULT_BYTES / 4
 /** Longest that steps may follow each other without timers and I/O getting a turn, in milliseconds. */
 const TURN_MS = 2
 
-export interface EngineStats {
-  readonly steps: number
-  readonly failedSteps: number
-  /** Tokens computed, recomputed ones and wrong guesses included. */
-  readonly tokens: number
-  readonly sampledTokens: number
-  /** Kernels that the last step launched; constant in batch size. */
-  readonly launchesPerStep: number
-  readonly slotLaunchesPerStep: number
-  /** Admissions that started from cached blocks, and the tokens that this saved. */
-  readonly prefixHits: number
-  readonly prefixTokens: number
-  readonly preemptions: number
-  readonly running: number
-  readonly waiting: number
-  readonly blocks: { readonly total: number; readonly used: number; readonly free: number; readonly cached: number }
-  /** Mean time of a step spent in JavaScript: commit, schedule, pack. */
-  readonly hostMicrosecondsPerStep: number
-  /** Mean time that the backend reports. */
-  readonly deviceMicrosecondsPerStep: number
-  /** Where the model was opened with it. */
-  readonly speculation?: SpeculationStats
-}
-
 export class Engine {
   readonly capacity: Capacity
   readonly #runner: Runner
   readonly #draft: Draft | undefined
+  readonly #shadow: Shadow | undefined
   readonly #vocab: number
   readonly #hidden: number
   readonly #policy: Policy
@@ -75,32 +53,22 @@ export class Engine {
   #disposed = false
   #settledAt = 0
   #turnAt = 0
-  readonly #count = {
-    steps: 0,
-    failedSteps: 0,
-    tokens: 0,
-    sampledTokens: 0,
-    launchesPerStep: 0,
-    slotLaunchesPerStep: 0,
-    prefixHits: 0,
-    prefixTokens: 0,
-    preemptions: 0,
-    proposed: 0,
-    accepted: 0,
-    hostMs: 0,
-    deviceMicroseconds: 0,
-  }
+  readonly #count = new Counters()
 
-  /** `widths`: elements of a row of logits and of the hidden output. `draft`: where guesses come from one. */
+  /**
+   * `widths`: elements of a row of logits and of the hidden output. `draft`: where guesses come from one. `shadow`: what
+   * compares some of the steps.
+   */
   constructor(
     runner: Runner,
     capacity: Capacity,
     widths: { readonly vocab: number; readonly hidden: number },
-    draft?: Draft,
+    { draft, shadow }: { readonly draft?: Draft | undefined; readonly shadow?: Shadow | undefined } = {},
   ) {
     const { limits, needs } = capacity
     this.#runner = runner
     this.#draft = draft
+    this.#shadow = shadow
     this.capacity = capacity
     this.#vocab = widths.vocab
     this.#hidden = widths.hidden
@@ -143,29 +111,15 @@ export class Engine {
   }
 
   stats(): EngineStats {
-    const { hostMs, deviceMicroseconds, proposed, accepted, ...counts } = this.#count
-    const steps = Math.max(1, counts.steps + counts.failedSteps)
     const { total, used, free, idle } = this.#pool
     return {
-      ...counts,
-      running: this.#running.length,
-      waiting: this.#waiting.length,
-      blocks: { total: total - 1, used, free, cached: idle },
-      hostMicrosecondsPerStep: (hostMs * 1000) / steps,
-      deviceMicrosecondsPerStep: deviceMicroseconds / Math.max(1, counts.steps),
-      ...(this.capacity.speculation && { speculation: this.#speculationStats() }),
-    }
-  }
-
-  #speculationStats(): SpeculationStats {
-    const { proposed, accepted } = this.#count
-    const { steps, microseconds } = this.#draft ?? { steps: 0, microseconds: 0 }
-    return {
-      proposed,
-      accepted,
-      acceptance: accepted / Math.max(1, proposed),
-      draftSteps: steps,
-      draftMicrosecondsPerStep: microseconds / Math.max(1, steps),
+      ...this.#count.stats({
+        running: this.#running.length,
+        waiting: this.#waiting.length,
+        blocks: { total: total - 1, used, free, cached: idle },
+      }),
+      ...(this.capacity.speculation && { speculation: this.#count.speculation(this.#draft) }),
+      ...(this.#shadow && { shadow: this.#shadow.stats() }),
     }
   }
 
@@ -193,11 +147,12 @@ export class Engine {
       if (this.#running.length + this.#waiting.length === 0) break
       const batch = this.#begin()
       if (batch.length === 0) continue
-      const result = this.#result
+      const result = this.#shadow?.capture(this.#step, batch) ?? this.#result
       const error = await this.#launch(result)
       this.#settledAt = performance.now()
       if (error === undefined) this.#commit(batch, result)
       else this.#rollBack(batch, error)
+      this.#shadow?.settle(error === undefined)
     }
     this.#loop = undefined
   }
@@ -263,7 +218,7 @@ export class Engine {
   #reserve(): readonly Assignment<Request>[] {
     this.#preemptForTest()
     const candidates = this.#waiting.slice(0, this.#slots.free)
-    for (const request of candidates) this.#match(request)
+    for (const request of candidates) this.#cache?.seek(request)
     const resources = { refs: this.#pool.refs, blocks: this.#pool.free, slots: this.#slots.free }
     const { batch, admitted, preempted } = schedule(this.#running, candidates, resources, this.#policy)
     for (const request of preempted) this.#preempt(request)
@@ -273,20 +228,6 @@ export class Engine {
       for (let i = 0; i < blocks; i++) sequence.blocks.push(this.#pool.allocate())
     }
     return batch
-  }
-
-  /** Looks up, for a request in the queue, the cached blocks that it would start from. */
-  #match(request: Request): void {
-    if (!this.#cache || request.allRows || request.matchedAt === this.#cache.version) return
-    const { blockTokens } = this.capacity.needs
-    const entries = this.#cache.match(request.tokens.subarray(0, request.known), request.keys)
-    request.matchedAt = this.#cache.version
-    request.blocks = entries.map((entry) => entry.block)
-    // The last token is computed again whatever is cached: its row is wanted.
-    request.computed = Math.min(entries.length * blockTokens, request.known - 1)
-    request.copy = request.computed < entries.length * blockTokens
-    request.registered = Math.floor(request.computed / blockTokens)
-    request.entry = entries[request.registered - 1]
   }
 
   /** Holds the cached blocks of an admitted request, before any allocation could evict them. */
@@ -315,11 +256,7 @@ export class Engine {
   }
 
   #commit(batch: readonly Assignment<Request>[], result: ResultView): void {
-    const { launches, slot_launches, microseconds } = resultHeader.word
-    this.#count.steps++
-    this.#count.launchesPerStep = result.header[launches]!
-    this.#count.slotLaunchesPerStep = result.header[slot_launches]!
-    this.#count.deviceMicroseconds += result.header[microseconds]!
+    this.#count.step(result)
     let row = 0
     for (const { sequence, tokens, rows } of batch) {
       this.#settle(sequence)
@@ -327,7 +264,7 @@ export class Engine {
       if (!sequence.done) {
         const wrong = this.#verify(sequence, tokens, result, row)
         sequence.computed += tokens - wrong
-        this.#register(sequence)
+        this.#cache?.register(sequence)
         this.#deliver(sequence, result, row, rows - wrong)
       }
       row += rows
@@ -340,7 +277,7 @@ export class Engine {
     request.proposed = 0
     if (proposed === 0) return 0
     const right = accepted(request, proposed, result, row)
-    request.guesses!.settle(proposed, right)
+    request.guesses!.settle(proposed, right, request.known)
     this.#count.proposed += proposed
     this.#count.accepted += right
     return proposed - right
@@ -375,25 +312,6 @@ export class Engine {
       }
     } catch (error) {
       this.cancel(request, error)
-    }
-  }
-
-  /** Makes newly full blocks known to the prefix cache, or adopts the blocks that already hold the same. */
-  #register(request: Request): void {
-    if (!this.#cache || request.allRows) return
-    const { blockTokens } = this.capacity.needs
-    while ((request.registered + 1) * blockTokens <= request.computed) {
-      const index = request.registered
-      const block = request.blocks[index]!
-      const broken = index > 0 && !request.entry
-      const entry = broken ? undefined : this.#cache.insert(request.tokens, request.keys, index, request.entry, block)
-      if (entry && entry.block !== block) {
-        this.#pool.retain(entry.block)
-        this.#pool.release(block)
-        request.blocks[index] = entry.block
-      }
-      request.entry = entry
-      request.registered++
     }
   }
 

@@ -5,13 +5,15 @@ import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
 import { type ErrorDetails, fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
 import type { Capacity } from './capacity.ts'
+import type { EngineStats } from './counters.ts'
 import { Draft } from './draft.ts'
-import { Engine, type EngineStats } from './engine.ts'
+import { Engine } from './engine.ts'
 import { type Lifetime, within } from './lifetime.ts'
 import { invalid, parseOptions } from './options.ts'
 import type { Output } from './request.ts'
 import { type GenerateOptions, type GenerationDefaults, generateShape, requestShape, sampling } from './sampling.ts'
-import { Guesses } from './speculate.ts'
+import { Shadow, type ShadowParts } from './shadow.ts'
+import { Guesses, guessCost, type Speculation } from './speculate.ts'
 import { Generation, type Prepared } from './stream.ts'
 import { type ChatMessage, ChatTemplate, type ChatTemplateOptions } from './text/chat-template.ts'
 import { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerFiles } from './text/tokenizer.ts'
@@ -46,12 +48,15 @@ export interface ModelParts {
   readonly capacity: Capacity
   /** Where the capacity speculates by a draft; opened with its own capacity, see draftCapacity(). */
   readonly draft?: DraftParts | undefined
+  /** Where some steps are compared; opened with its own capacity, see shadowCapacity(). */
+  readonly shadow?: ShadowParts | undefined
   readonly tokenizer?: TokenizerFiles | undefined
   readonly generation: GenerationDefaults
 }
 
 export interface DraftParts {
   readonly runner: Runner
+  readonly plan: ExecutionPlan
   readonly capacity: Capacity
 }
 
@@ -96,9 +101,14 @@ export class Model {
   /** What `open` was told to warn of instead of refusing. */
   readonly warnings: readonly IngotError[]
   readonly #runner: Runner
-  readonly #draft: Runner | undefined
+  /** Of the draft and of the shadow. */
+  readonly #others: readonly Runner[]
   readonly #path: string
   readonly #engine: Engine
+  readonly #shadow: Shadow | undefined
+  readonly #speculation: Speculation | undefined
+  /** Of the shadow's runner, once the live path is demoted. */
+  #trusted: Engine | undefined
   readonly #defaults: GenerationDefaults
   readonly #eosTokens: ReadonlySet<number>
   readonly #tokenizer: Tokenizer | undefined
@@ -106,9 +116,9 @@ export class Model {
   #disposal: Promise<void> | undefined
 
   /** Throws PACKAGE_INVALID for tokenizer files that cannot be read; the runner is then the caller's to dispose. */
-  constructor({ runner, plan, hash, path, capacity, draft, tokenizer, generation, ...parts }: ModelParts) {
+  constructor({ runner, plan, hash, path, capacity, draft, shadow, tokenizer, generation, ...parts }: ModelParts) {
     this.#runner = runner
-    this.#draft = draft?.runner
+    this.#others = [draft, shadow].flatMap((part) => (part ? [part.runner] : []))
     this.plan = plan
     this.warnings = parts.warnings ?? []
     this.#path = path
@@ -116,12 +126,11 @@ export class Model {
     this.#tokenizer = tokenizer && new Tokenizer(tokenizer, path)
     this.#template = this.#tokenizer && ChatTemplate.of(this.#tokenizer, tokenizer?.chatTemplate, path)
     this.#eosTokens = new Set(generation.eosTokens.length > 0 ? generation.eosTokens : this.#tokenizerEos())
-    this.#engine = new Engine(
-      runner,
-      capacity,
-      { vocab: plan.vocab, hidden: plan.hidden },
-      draft && new Draft(draft.runner, draft.capacity),
-    )
+    const { speculation } = capacity
+    this.#speculation = speculation && { ...speculation, cost: speculation.cost ?? guessCost(plan, draft?.plan) }
+    this.#shadow = shadow && new Shadow(shadow, capacity.limits.rows, plan)
+    const other = { draft: draft && new Draft(draft.runner, draft.capacity), shadow: this.#shadow }
+    this.#engine = new Engine(runner, capacity, plan, other)
     this.device = runner.info
     this.info = {
       path,
@@ -147,12 +156,12 @@ export class Model {
    * when prompt and output fill the context, with finishReason 'length'.
    */
   generate(prompt: Prompt, options?: GenerateOptions): Generation {
-    return new Generation(this.#engine, () => this.#prepare(prompt, options, 'generate'))
+    return new Generation(() => this.#prepare(prompt, options, 'generate'))
   }
 
   /** Generates the next turn of a conversation; besides, CHAT_TEMPLATE_MISSING and CHAT_TEMPLATE_FAILED. */
   chat(messages: readonly ChatMessage[], options: ChatOptions = {}): Generation {
-    return new Generation(this.#engine, async () => {
+    return new Generation(async () => {
       this.#assertOpen()
       const { addGenerationPrompt, tools, variables } = parseOptions(chatSchema, 'chat', options)
       const rest = Object.entries(options ?? {}).filter(([name]) => !(name in chatShape))
@@ -229,21 +238,21 @@ export class Model {
 
   stats(): EngineStats {
     this.#assertOpen()
-    return this.#engine.stats()
+    return { ...this.#engine.stats(), ...(this.#trusted && { trusted: this.#trusted.stats() }) }
   }
 
-  /** Of the model, and of its draft where it has one. */
+  /** Of the model, and of its draft and its shadow where it has them. */
   memory(): MemoryUse {
     this.#assertOpen()
-    const own = this.#runner.memory()
-    if (!this.#draft) return own
-    const draft = this.#draft.memory()
-    return {
-      weightsBytes: own.weightsBytes + draft.weightsBytes,
-      arenaBytes: own.arenaBytes + draft.arenaBytes,
-      stateBytes: own.stateBytes + draft.stateBytes,
-      scratchBytes: own.scratchBytes + draft.scratchBytes,
-    }
+    return this.#others.reduce((sum, runner) => {
+      const { weightsBytes, arenaBytes, stateBytes, scratchBytes } = runner.memory()
+      return {
+        weightsBytes: sum.weightsBytes + weightsBytes,
+        arenaBytes: sum.arenaBytes + arenaBytes,
+        stateBytes: sum.stateBytes + stateBytes,
+        scratchBytes: sum.scratchBytes + scratchBytes,
+      }
+    }, this.#runner.memory())
   }
 
   /**
@@ -275,9 +284,9 @@ export class Model {
   }
 
   async #dispose(): Promise<void> {
-    await Promise.all([this.#engine.dispose(), this.#tokenizer?.dispose()])
-    this.#runner.dispose()
-    this.#draft?.dispose()
+    const engines = [this.#engine.dispose(), this.#trusted?.dispose(), this.#shadow?.close()]
+    await Promise.all([...engines, this.#tokenizer?.dispose()])
+    for (const runner of [this.#runner, ...this.#others]) runner.dispose()
   }
 
   async #prepare(prompt: Prompt, options: unknown, where: string, encoding?: EncodeOptions): Promise<Prepared> {
@@ -286,7 +295,7 @@ export class Model {
     const choice = sampling(options, this.#defaults, this.plan.vocab, where)
     this.#assertOutput('tokens', where)
     if (choice.stop.length > 0) this.#requireTokenizer()
-    const { speculation } = this.#engine.capacity
+    const speculation = this.#speculation
     if (choice.speculative && !speculation)
       throw invalid('speculative', 'a model that was opened with speculative', choice.speculative)
     const { signal, deadlineMs } = choice
@@ -298,6 +307,7 @@ export class Model {
       eosTokens: this.#eosTokens,
       tokenizer: this.#tokenizer,
       guesses: speculation && choice.speculative !== false ? new Guesses(speculation) : undefined,
+      engine: this.#serving(),
     }
   }
 
@@ -321,17 +331,28 @@ export class Model {
   /** Runs `prompt` and copies the rows of one output into `target`, which has room for all that are wanted. */
   #collect(prompt: Int32Array, output: Exclude<Output, 'token'>, lifetime: Lifetime, target: Float32Array) {
     const last = prompt.length - 1
+    const engine = this.#serving()
     return new Promise<void>((resolve, reject) => {
       const row: Parameters<Engine['submit']>[0]['sink']['row'] = (result, at, position) => {
         const source = result[output]
-        const width = source.length / this.#engine.capacity.limits.rows
+        const width = source.length / engine.capacity.limits.rows
         const offset = output === 'logits' ? position * width : 0
         target.set(source.subarray(at * width, (at + 1) * width), offset)
         if (position === last) resolve()
         return position === last
       }
-      this.#engine.submit({ prompt, output, maxTokens: 0, ...lifetime, sink: { row, failed: reject } })
+      engine.submit({ prompt, output, maxTokens: 0, ...lifetime, sink: { row, failed: reject } })
     })
+  }
+
+  /** What runs a new request. Throws SHADOW_DEMOTED. */
+  #serving(): Engine {
+    if (!this.#shadow?.demoted) return this.#engine
+    this.#shadow.assertServes(this.#path)
+    if (this.#trusted) return this.#trusted
+    const { runner, capacity } = this.#shadow.takeOver()
+    this.#trusted = new Engine(runner, capacity, this.plan)
+    return this.#trusted
   }
 
   #tokenizerEos(): number[] {

@@ -56,6 +56,15 @@ export function pack(
   header[word.result_hidden] = cursor.wanted & sampleFlags.hidden ? offsets.hidden : 0
 }
 
+/** Has every row of a packed step copy its logits out as well, to a result buffer of `offsets`. */
+export function copyLogits(step: StepView, offsets: ResultOffsets): void {
+  const { header } = step
+  for (let row = 0; row < header[word.rows]!; row++)
+    step.sampling[row * PARAM_WORDS + param.flags]! |= sampleFlags.logits
+  header[word.result_logits] = offsets.logits
+  if (header[word.result_hidden]) header[word.result_hidden] = offsets.hidden
+}
+
 function packSequence(
   step: StepView,
   cursor: Cursor,
@@ -118,7 +127,7 @@ function packSlices(step: StepView, cursor: Cursor, { work, tokens }: Packed, en
   return { history, biases }
 }
 
-function penalises({ repetitionPenalty, presencePenalty, frequencyPenalty }: Sampling): boolean {
+export function penalises({ repetitionPenalty, presencePenalty, frequencyPenalty }: Sampling): boolean {
   return repetitionPenalty !== 1 || presencePenalty !== 0 || frequencyPenalty !== 0
 }
 

@@ -8,6 +8,7 @@
  */
 import { createHash } from 'node:crypto'
 import type { BlockPool } from './blocks.ts'
+import type { Request } from './request.ts'
 
 export interface CachedBlock {
   readonly block: number
@@ -32,6 +33,38 @@ export class PrefixCache {
 
   get size(): number {
     return this.#entries.size
+  }
+
+  /** Looks up, for a request in the queue, the cached blocks that it would start from. */
+  seek(request: Request): void {
+    if (request.allRows || request.matchedAt === this.version) return
+    const entries = this.match(request.tokens.subarray(0, request.known), request.keys)
+    const tokens = entries.length * this.#blockTokens
+    request.matchedAt = this.version
+    request.blocks = entries.map((entry) => entry.block)
+    // The last token is computed again whatever is cached: its row is wanted.
+    request.computed = Math.min(tokens, request.known - 1)
+    request.copy = request.computed < tokens
+    request.registered = Math.floor(request.computed / this.#blockTokens)
+    request.entry = entries[request.registered - 1]
+  }
+
+  /** Makes newly full blocks of a request known, or has it adopt the blocks that already hold the same. */
+  register(request: Request): void {
+    if (request.allRows) return
+    while ((request.registered + 1) * this.#blockTokens <= request.computed) {
+      const index = request.registered
+      const block = request.blocks[index]!
+      const broken = index > 0 && !request.entry
+      const entry = broken ? undefined : this.insert(request.tokens, request.keys, index, request.entry, block)
+      if (entry && entry.block !== block) {
+        this.#pool.retain(entry.block)
+        this.#pool.release(block)
+        request.blocks[index] = entry.block
+      }
+      request.entry = entry
+      request.registered++
+    }
   }
 
   /** Entries of the longest cached chain of full blocks at the start of `tokens`; `keys` remembers the hashes. */

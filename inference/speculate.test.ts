@@ -5,8 +5,9 @@ import type { Runner } from '../compute/device.ts'
 import { capacity, draftCapacity, type ModelOptions } from './capacity.ts'
 import { leftovers, nothing, openFake } from './fixtures/model.ts'
 import { type FakePlanOptions, FakeRunner, fakePlan } from './fixtures/runner.ts'
+import type { Work } from './request.ts'
 import type { GenerateOptions } from './sampling.ts'
-import { nextLength } from './speculate.ts'
+import { Guesses, guessCost, nextLength } from './speculate.ts'
 import type { GenerationResult } from './stream.ts'
 
 const ROW_WORDS = ROW_RESULT_BYTES / 4
@@ -33,17 +34,17 @@ const mostlyRight = (vocab: number) => (token: number, position: number) =>
   position % 3 === 1 ? (token + 1) % vocab : token
 
 function openDrafted(options: ModelOptions, plan: FakePlanOptions = small, right = mostlyRight(plan.vocab ?? 50)) {
-  const drafted = { ...options, speculative: { draft: 'draft.ingot', tokens: 4, ...options.speculative } }
+  const drafted = { ...options, speculative: { draft: 'draft.ingot', tokens: 4, cost: 0, ...options.speculative } }
   const target = capacity(fakePlan(plan), drafted, 'fake.ingot')
   const draftPlan = fakePlan(plan)
   const sizes = draftCapacity(draftPlan, target, 'draft.ingot')
   const inner = new FakeRunner(draftPlan, sizes)
-  const draft = { runner: altered(inner, right), capacity: sizes }
+  const draft = { runner: altered(inner, right), plan: draftPlan, capacity: sizes }
   return { ...openFake(drafted, plan, { draft }), inner }
 }
 
 const openLookup = (options: ModelOptions, plan: FakePlanOptions = small) => ({
-  ...openFake({ ...options, speculative: { lookup: true, tokens: 4, ...options.speculative } }, plan),
+  ...openFake({ ...options, speculative: { lookup: true, tokens: 4, cost: 0, ...options.speculative } }, plan),
   inner: undefined,
 })
 const ways = { draft: openDrafted, lookup: openLookup }
@@ -220,7 +221,11 @@ describe.each(['draft', 'lookup'] as const)('with %s, a request gives the output
       return guessed ? step.tokenIds[at + 1]! : token
     })
     const drafts = draftCapacity(fakePlan(small), sizes, 'draft.ingot')
-    const draft = { runner: altered(new FakeRunner(fakePlan(small), drafts), mostlyRight(5)), capacity: drafts }
+    const draft = {
+      runner: altered(new FakeRunner(fakePlan(small), drafts), mostlyRight(5)),
+      plan: fakePlan(small),
+      capacity: drafts,
+    }
     const opened = openFake(options, small, { runner: gullible, ...(way === 'draft' && { draft }) })
     const { answers, stats } = await runAll(opened, asked)
     expect(stats.speculation!.acceptance).toBe(1)
@@ -321,4 +326,89 @@ test('the next length is within bounds, grows by one and falls to what was right
       if (proposed > accepted) expect(next).toBe(accepted + 1)
     }),
   )
+})
+
+describe('guesses that cost more than they give', () => {
+  /** Decodes `tokens`, each guess right where `right` says so; returns plain steps that were saved, and what was spent. */
+  function decode(cost: number, tokens: number, right: (position: number) => boolean, most = 4) {
+    const guesses = new Guesses({ by: 'draft', tokens: most, cost })
+    const work = { prompt: new Int32Array(1), maxTokens: tokens + most + 2 } as Work
+    let [known, steps] = [1, 0]
+    const asked: number[] = []
+    while (known < tokens) {
+      const proposed = guesses.wanted({ work, known })
+      let accepted = 0
+      while (accepted < proposed && right(known + accepted)) accepted++
+      if (proposed > 0) {
+        guesses.settle(proposed, accepted, known)
+        asked.push(known)
+      }
+      known += 1 + accepted
+      steps++
+    }
+    return { steps, spent: steps + cost * guesses.proposed, proposed: guesses.proposed, asked, known }
+  }
+
+  test('end up at plain decoding, with a try now and then', () => {
+    const { asked, spent, known } = decode(0.5, 4000, () => false)
+    expect(spent / known).toBeLessThan(1.01)
+    expect(asked.length).toBeLessThan(50)
+    const gaps = asked.slice(1).map((at, i) => at - asked[i]!)
+    expect(Math.max(...gaps.slice(-10))).toBeLessThanOrEqual(130)
+    expect(asked.at(-1)).toBeGreaterThan(3800)
+  })
+
+  test('never lose more than a little, whatever is right when; and gain where they are right', () => {
+    const outcomes = fc.record({
+      cost: fc.double({ min: 0.05, max: 2, noNaN: true }),
+      share: fc.double({ min: 0, max: 1, noNaN: true }),
+      seed: fc.integer({ min: 1, max: 2 ** 31 }),
+      most: fc.integer({ min: 1, max: 16 }),
+    })
+    fc.assert(
+      fc.property(outcomes, ({ cost, share, seed, most }) => {
+        let state = seed
+        const coins = Array.from({ length: 3100 }, () => {
+          state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+          return state / 2 ** 32 < share
+        })
+        const { spent, known } = decode(cost, 3000, (position) => coins[position]!, most)
+        // A first try, and then at worst a try of one pause, as often as pauses allow.
+        expect(spent - known).toBeLessThan(2 + cost * most + (known / 8) * cost)
+        if (share < 0.5 * cost) expect(spent / known).toBeLessThan(1.01 + (0.2 * cost * most + 2) / known + 0.1 * cost)
+        if (share > 0.95 && cost < 0.3 && most > 3) expect(spent / known).toBeLessThan(0.75)
+      }),
+    )
+  })
+
+  test('right ones are never given up, and those that become right are taken up again', () => {
+    const all = decode(0.9, 1000, () => true)
+    expect(all.steps).toBe(Math.ceil(999 / 5))
+    const late = decode(0.3, 2000, (position) => position > 1000)
+    expect(late.steps).toBeLessThan(1000 + 200 + 140)
+  })
+
+  test('cost what the weights say: a row more where memory is waited for, most of a step in caches, and a draft', () => {
+    const plan = (bytes: number) => ({ ...fakePlan(), tensors: [{ bytes }, { bytes }] }) as never
+    expect(guessCost(plan(4e6))).toBe(0.65)
+    expect(guessCost(plan(3e8))).toBeCloseTo(0.05)
+    expect(guessCost(plan(3e7))).toBeCloseTo(0.65 * (2 ** 25 / 6e7))
+    expect(guessCost(plan(3e8), plan(6e7))).toBeCloseTo(0.25)
+  })
+
+  test('in the engine: a draft that is always wrong is hardly asked, and outputs are those of plain decoding', async () => {
+    const wrong = (token: number) => (token + 1) % 5
+    const options = { maxSlots: 6, contextTokens: 250, speculative: { cost: 0.5 } }
+    const long = asked.slice(0, 6).map(({ prompt, options }) => ({
+      prompt,
+      options: { ...options, maxTokens: 200, stopTokens: [], ignoreEos: true },
+    }))
+    const drafted = openDrafted(options, small, wrong)
+    const { answers, stats } = await runAll(drafted, long)
+    expect(answers).toEqual((await runAll(openFake({ contextTokens: 250 }, small), long)).answers)
+    const { proposed, accepted } = stats.speculation!
+    expect(accepted).toBe(0)
+    expect(proposed).toBeLessThan(0.07 * stats.sampledTokens)
+    expect(drafted.inner.seen.length).toBeLessThan(0.5 * stats.steps)
+  })
 })

@@ -21,6 +21,11 @@ export interface SpeculativeOptions {
   lookup?: boolean | undefined
   /** Most tokens guessed at once. Default 4. */
   tokens?: number | undefined
+  /**
+   * What a guess costs, in plain steps of the model: a request whose guesses are right less often than this decodes plainly,
+   * and tries again now and then. 0: never gives up. Default: by the bytes of the weights of both, see guessCost().
+   */
+  cost?: number | undefined
 }
 
 /** What `speculative` may hold. */
@@ -29,16 +34,19 @@ export const speculativeSchema = z
     draft: z.string().min(1).optional(),
     lookup: z.boolean().optional(),
     tokens: z.int().min(1).max(64).default(4),
+    cost: z.number().min(0).max(64).optional(),
   })
   .refine(({ draft, lookup }) => (draft !== undefined) !== (lookup === true))
   .optional()
-  .describe('{ draft: path } or { lookup: true }, with tokens from 1 to 64')
+  .describe('{ draft: path } or { lookup: true }, with tokens from 1 to 64 and cost from 0 to 64')
 
 /** How an open model speculates. */
 export interface Speculation {
   readonly by: 'draft' | 'lookup'
   /** Most tokens guessed at once. */
   readonly tokens: number
+  /** Of one guess, in plain steps; undefined: what guessCost() says. */
+  readonly cost: number | undefined
 }
 
 export interface SpeculationStats {
@@ -69,32 +77,76 @@ export function nextLength(length: number, proposed: number, accepted: number, m
   return Math.min(most, (accepted === proposed ? length : accepted) + 1)
 }
 
-/** What a request's own guesses amounted to. */
+/** Bytes of weights that caches may hold. */
+const CACHED_BYTES = 2 ** 25
+/**
+ * What one more token adds to a step, as a share of it: where weights are read from caches, and where memory is what a step
+ * waits for (README: the small model that ships, 1 and 16 sequences; one of 1B parameters at q4, 1 and 8).
+ */
+const EXTRA = { cached: 0.65, memory: 0.05 } as const
+
+const weightBytes = ({ tensors }: ExecutionPlan) => tensors.reduce((sum, { bytes }) => sum + bytes, 0)
+
+/**
+ * What a guess costs, in plain steps of the model: a row more to verify, and a step of the draft. An estimate from the plans
+ * alone, so that how much is guessed never depends on a clock.
+ */
+export function guessCost(model: ExecutionPlan, draft?: ExecutionPlan): number {
+  const bytes = Math.max(1, weightBytes(model))
+  const verify = Math.max(EXTRA.memory, EXTRA.cached * Math.min(1, CACHED_BYTES / bytes))
+  return verify + (draft ? weightBytes(draft) / bytes : 0)
+}
+
+/** Steps that guesses may lose before they pause, and the most that they can have gained and lose again. */
+const CREDIT = { first: 2, most: 4 } as const
+/** Tokens of a first pause; each that follows is twice as long, up to the most. */
+const PAUSE = { first: 8, most: 128 } as const
+
+/**
+ * What a request's own guesses amounted to. Each that is right saves a step, and each costs its share of one: while that
+ * balance is in credit, guessing goes on; when it is spent, guessing pauses, and is tried again with one token.
+ */
 export class Guesses {
   readonly #most: number
+  readonly #cost: number
   /** Tokens to guess next. */
   #length: number
+  /** Steps. */
+  #credit: number = CREDIT.first
+  #pause: number = PAUSE.first
+  /** Known tokens from which on there are guesses. */
+  #resumeAt = 0
   /** Of verified steps. */
   proposed = 0
   accepted = 0
   /** Of this request alone, where guesses come from its own tokens. */
   readonly lookup: Lookup | undefined
 
-  constructor({ by, tokens }: Speculation) {
+  constructor({ by, tokens, cost = 0 }: Speculation) {
     this.#most = tokens
+    this.#cost = cost
     this.#length = tokens
     this.lookup = by === 'lookup' ? new Lookup() : undefined
   }
 
   /** Most tokens that `request` has use for now: each verified step adds one more than it accepts. */
-  wanted({ work, known }: Request): number {
+  wanted({ work, known }: Pick<Request, 'work' | 'known'>): number {
+    if (known < this.#resumeAt) return 0
     return Math.min(this.#length, work.prompt.length + work.maxTokens - known - 1)
   }
 
-  settle(proposed: number, accepted: number): void {
+  /** Of `proposed` guesses behind `known` tokens, `accepted` were right. */
+  settle(proposed: number, accepted: number, known: number): void {
     this.proposed += proposed
     this.accepted += accepted
     this.#length = nextLength(this.#length, proposed, accepted, this.#most)
+    this.#credit = Math.min(CREDIT.most, this.#credit + accepted - this.#cost * proposed)
+    if (this.#credit >= CREDIT.first) this.#pause = PAUSE.first
+    if (this.#credit >= 0) return
+    this.#resumeAt = known + accepted + 1 + this.#pause
+    this.#pause = Math.min(2 * this.#pause, PAUSE.most)
+    this.#credit = 0
+    this.#length = 1
   }
 }
 

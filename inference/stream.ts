@@ -67,6 +67,8 @@ export interface Prepared {
   readonly eosTokens: ReadonlySet<number>
   readonly tokenizer: Tokenizer | undefined
   readonly guesses: Guesses | undefined
+  /** What runs it. */
+  readonly engine: Engine
 }
 
 type Finish = { readonly reason: FinishReason; readonly stopReason?: string | number }
@@ -78,7 +80,6 @@ type Mutable<T> = { -readonly [K in keyof T]: T[K] }
  * early cancels the request.
  */
 export class Generation implements AsyncIterable<GenerationEvent> {
-  readonly #engine: Engine
   readonly #startedAt = performance.now()
   #prepared: Prepared | undefined
   #request: Request | undefined
@@ -102,8 +103,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
   #resolve!: (result: GenerationResult) => void
   #reject!: (error: unknown) => void
 
-  constructor(engine: Engine, prepare: () => Promise<Prepared>) {
-    this.#engine = engine
+  constructor(prepare: () => Promise<Prepared>) {
     this.#result = new Promise((resolve, reject) => {
       this.#resolve = resolve
       this.#reject = reject
@@ -121,7 +121,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
   /** Ends the generation with ABORTED; nothing happens when it is over. */
   cancel(): void {
     const error = fail('ABORTED', {})
-    if (this.#request) this.#engine.cancel(this.#request, error)
+    if (this.#request) this.#prepared!.engine.cancel(this.#request, error)
     else this.#fail(error)
   }
 
@@ -147,7 +147,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
   async #start(prepare: () => Promise<Prepared>): Promise<void> {
     const prepared = await prepare()
     if (this.#ended) return
-    const { prompt, sampling, maxTokens, tokenizer, guesses } = prepared
+    const { prompt, sampling, maxTokens, tokenizer, guesses, engine } = prepared
     this.#prepared = prepared
     this.#detokenizer = tokenizer?.detokenizer()
     this.#stops = new StopMatcher(sampling.stop)
@@ -162,7 +162,8 @@ export class Generation implements AsyncIterable<GenerationEvent> {
       failed: (error: unknown) => this.#fail(error),
     }
     const lifetime = { signal, deadlineMs, since: this.#startedAt }
-    this.#request = this.#engine.submit({ prompt, output: 'token', sampling, maxTokens, guesses, ...lifetime, sink })
+    const work = { prompt, output: 'token', sampling, maxTokens, guesses, ...lifetime, sink } as const
+    this.#request = engine.submit(work)
   }
 
   /** Takes a sampled token; true when it is the last. */
@@ -195,7 +196,7 @@ export class Generation implements AsyncIterable<GenerationEvent> {
     try {
       this.#publish()
     } catch (error) {
-      if (this.#request) this.#engine.cancel(this.#request, error)
+      if (this.#request) this.#prepared!.engine.cancel(this.#request, error)
       this.#fail(error)
     }
   }

@@ -92,20 +92,23 @@ async function runOnce(
   return prints
 }
 
-/** Runs the requests under every variation; the first is what the others are compared with. */
+/**
+ * Runs the requests under every variation; the first is what the others are compared with. `model`: the path of a package,
+ * or what opens another.
+ */
 export async function checkInvariance(
-  path: string,
+  model: string | ((options: OpenOptions) => Promise<Model>),
   requests: readonly MixedRequest[],
   variations: readonly Variation[],
 ): Promise<VariationReport[]> {
   const reports: VariationReport[] = []
   let expected: string[] | undefined
   for (const variation of variations) {
-    await using model = await open(path, variation.open)
-    if (variation.warm) await runOnce(model, requests, variation)
-    const prints = await runOnce(model, requests, variation)
+    await using opened = await (typeof model === 'string' ? open(model, variation.open) : model(variation.open))
+    if (variation.warm) await runOnce(opened, requests, variation)
+    const prints = await runOnce(opened, requests, variation)
     expected ??= prints
-    const stats = model.stats()
+    const stats = opened.stats()
     reports.push({
       name: variation.name,
       requests: requests.length,

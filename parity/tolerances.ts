@@ -7,7 +7,10 @@
  */
 import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
+import { goldenTolerances, sameWeights, weightsClass } from '../compute/tolerances.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
+
+export * from '../compute/tolerances.ts'
 
 /** Unit roundoff: the largest relative error of rounding once to nearest. */
 export const roundoff = {
@@ -17,89 +20,6 @@ export const roundoff = {
   /** int8 with the block's largest magnitude at 127: half a step, relative to that magnitude. */
   i8: 1 / 254,
 } as const
-
-export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8' | 'q4'
-/** `reference` is exact; `float` is every backend that rounds as described above. */
-export type BackendClass = 'reference' | 'float'
-
-/** Figures for golden logits of standard deviation 1; scaled up with theirs. */
-export interface Tolerance {
-  /** Root mean square of the logit errors. The tight one: every defect of a kernel moves it. */
-  readonly rms: number
-  /** Largest logit error. Some tokens are conditioned worse than others, so this is 10 times the above. */
-  readonly logits: number
-  /** Largest error of the mean loss per token, in nats; where the loss is above 1, relative to it. */
-  readonly nll: number
-  readonly reason: string
-}
-
-/** Soft-max and norms amplify the error of single tokens: the worst of 400 random ones is 12 times the rms of all. */
-const tolerance = (rms: number, nll: number, reason: string): Tolerance => ({ rms, logits: 10 * rms, nll, reason })
-
-const exact = tolerance(
-  1e-5,
-  1e-4,
-  'golden files hold float32 and come from float32 norm statistics, soft-max and rope angles: 1e-6 rms, and a few times that at position 400',
-)
-
-const quantised = tolerance(
-  0.14,
-  2e-2,
-  'the golden file is of the weights before q8: half a step of 1/127 of a block of 256, whose largest is 2.9 rms, is 0.66 % of a weight rms, and as much again for activations; over 8 layers of 4 products 0.0093 * sqrt(32) = 5.3 %, twice that where attention is sharp, with margin 1.3',
-)
-
-const q4 = tolerance(
-  0.9,
-  2e-2,
-  'the golden file is of the weights before q4: 8 % of a weight rms; over 8 layers of 4 products 0.08 * sqrt(32) = 45 %, twice that where attention is sharp. That judges the format; a kernel is judged by `sameWeights`',
-)
-
-/**
- * Two backends on the same q4 package, rms of the logit errors: int8 activations in each of 4 products over 8 layers,
- * 0.0066 * sqrt(32) = 3.7 %, twice that where attention is sharp.
- */
-export const sameWeights = 0.074
-
-export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<WeightsClass, Tolerance>>>> = {
-  reference: { f32: exact, f16: exact, bf16: exact, q8: quantised, q4 },
-  float: {
-    f32: tolerance(
-      5e-5,
-      1e-4,
-      'float32 throughout: 2^-24 * sqrt(K) a product, about 1e-6 over a model, and float32 rope angles grow with the position: 2^-24 * 1000',
-    ),
-    f16: tolerance(
-      3e-3,
-      1e-3,
-      'as f32, with keys and values rounded to f16: 2^-11 / sqrt(3) rms twice a layer, 0.0011 over 8 layers, twice that where attention is sharp, with margin 1.3',
-    ),
-    bf16: tolerance(
-      0.025,
-      2e-3,
-      'inputs of products, and queries, keys, values and weights of attention rounded to bf16: 2^-9 / sqrt(3) rms, 8 times a layer, over 8 layers 0.9 %; twice that where attention is sharp, with margin 1.4',
-    ),
-    q8: quantised,
-    q4,
-  },
-}
-
-/**
- * A greedy token may differ where the golden's best logit leads by less than this: the difference of two logits errs by
- * sqrt(2) times their rms error, so this is nearly 3 standard deviations.
- */
-export const tieMargin = ({ rms }: Tolerance) => 4 * rms
-
-/** Backend class of a backend's name. */
-export const backendClass = (backend: string): BackendClass => (backend === 'reference' ? 'reference' : 'float')
-
-/** Class of a plan's weights: that of the coarsest matrix in it. */
-export function weightsClass(plan: Pick<ExecutionPlan, 'tensors'>): WeightsClass {
-  const dtypes = new Set(plan.tensors.filter(({ layout }) => layout !== 'row').map(({ dtype }) => dtype))
-  if (dtypes.has('i4')) return 'q4'
-  if (dtypes.has('i8')) return 'q8'
-  // One f16 matrix among f32 ones may be the embedding, whose dtype keys and values have.
-  return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') ? 'f16' : 'f32'
-}
 
 export interface OpTolerance {
   /** Bound of an output is c * eps * sqrt(K) * scale; K is the length of its sums. */

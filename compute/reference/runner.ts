@@ -18,7 +18,7 @@ import type { DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions, Trace
 import { joinTrace, traceUnits } from '../trace.ts'
 import { type Matrix, type ReferenceStep, row, type Weight } from './kernel.ts'
 import { sampleOptions } from './sample.ts'
-import { createState, prepareStates, type StateStore } from './states.ts'
+import { createState, prepareStates, type StateStore, savedSlots } from './states.ts'
 import { checkStep, readStep } from './step.ts'
 import { type NamedValues, runReference } from './table.ts'
 import { loadWeights } from './weights.ts'
@@ -32,6 +32,7 @@ const info: DeviceInfo = {
   isa: 'float64',
   threads: 1,
   deterministic: true,
+  onEventLoop: true,
 }
 
 function view(registers: Registers, { register, column, width }: Operand): Matrix {
@@ -60,6 +61,8 @@ export class ReferenceRunner implements Runner {
   private states: readonly StateStore[]
   private disposed = false
   private arenaBytes = 0
+  /** For tests: the instruction before which the next step fails. */
+  private failing: number | undefined
 
   constructor({ path, plan }: LinkedPackage, options: RunnerOptions, weights: readonly Weight[]) {
     this.path = path
@@ -85,16 +88,6 @@ export class ReferenceRunner implements Runner {
     return { instructions: joinTrace(outputs, units) }
   }
 
-  /** Elements in float64; empty where there is no such state. */
-  readState(state: number, unit: number): Uint8Array {
-    const values = this.states[state]?.unit(unit) ?? new Float64Array()
-    return new Uint8Array(values.buffer).slice()
-  }
-
-  writeState(state: number, unit: number, bytes: Uint8Array): void {
-    this.states[state]!.unit(unit).set(new Float64Array(bytes.slice().buffer))
-  }
-
   async step(buffer: StepView, result: ResultView, observe?: Observer): Promise<void> {
     if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
     const started = performance.now()
@@ -102,15 +95,21 @@ export class ReferenceRunner implements Runner {
     const { vocab, maxContext } = this.plan
     const { blocks, slots } = this.options
     checkStep(step, { vocab, maxContext, blocks, slots, blockTokens: this.blockTokens })
+    using rollback = savedSlots(this.states, step)
+    const failing = this.failing
+    this.failing = undefined
     prepareStates(this.states, step)
     const registers: Registers = []
     for (const [index, instruction] of this.plan.instructions.entries()) {
+      if (index === failing) throw injected(instruction.label)
       if (this.disposed) throw fail('DISPOSED', {})
       const outputs = this.run(instruction, registers, step)
       observe?.(index, outputs)
       this.release(registers, index)
       await setImmediate()
     }
+    if (failing === this.plan.instructions.length) throw injected('the results')
+    rollback.keep()
     writeRows(this.plan, registers, step, result)
     writeMatrices(this.plan, registers, step, result)
     const { rows, launches, slot_launches, microseconds } = resultHeader.word
@@ -118,6 +117,21 @@ export class ReferenceRunner implements Runner {
     result.header[launches] = this.plan.instructions.length
     result.header[slot_launches] = 0
     result.header[microseconds] = (performance.now() - started) * 1000
+  }
+
+  readState(state: number, unit: number): Uint8Array {
+    return this.stateOf(state, unit).read(unit)
+  }
+
+  writeState(state: number, unit: number, bytes: Uint8Array): void {
+    const store = this.stateOf(state, unit)
+    const expected = store.unit(unit).byteLength
+    if (bytes.length !== expected) throw new RangeError(`bytes: expected ${expected}, got ${bytes.length}`)
+    store.write(unit, bytes)
+  }
+
+  failAfter(instructions: number): void {
+    this.failing = instructions
   }
 
   memory(): MemoryUse {
@@ -130,6 +144,14 @@ export class ReferenceRunner implements Runner {
     this.disposed = true
     this.weights = []
     this.states = []
+  }
+
+  /** Throws RangeError where there is no such unit. */
+  private stateOf(state: number, unit: number): StateStore {
+    const store = this.states[state]
+    const units = store?.descriptor.kind === 'fixed' ? this.options.slots : this.options.blocks
+    if (!store || unit < 0 || unit >= units) throw new RangeError(`state ${state} has no unit ${unit}`)
+    return store
   }
 
   private get blockTokens(): number {
@@ -159,6 +181,8 @@ export class ReferenceRunner implements Runner {
     for (const [i, { last }] of this.plan.registers.entries()) if (last <= index) registers[i] = undefined
   }
 }
+
+const injected = (where: string) => fail('STEP_FAILED', { where, reason: 'a failure injected for a test' })
 
 /** An output of the plan, where it has it. */
 function output(plan: ExecutionPlan, registers: Registers, name: OutputName): Matrix | undefined {

@@ -12,6 +12,9 @@ export interface StateStore extends State {
   copy(source: number, target: number): void
   /** Makes the unit read as zero. */
   reset(unit: number): void
+  /** A copy of the unit's bytes, and the way back. */
+  read(unit: number): Uint8Array
+  write(unit: number, bytes: Uint8Array): void
   /** Bytes of all units touched. */
   bytes(): number
 }
@@ -32,7 +35,26 @@ export function createState(descriptor: StateDescriptor): StateStore {
     unit,
     copy: (source, target) => unit(target).set(unit(source)),
     reset: (index) => units.delete(index),
+    read: (index) => new Uint8Array(unit(index).slice().buffer),
+    write: (index, bytes) => new Uint8Array(unit(index).buffer).set(bytes),
     bytes: () => units.size * elements * Float64Array.BYTES_PER_ELEMENT,
+  }
+}
+
+/** Takes note of every slot of fixed states that a step may write; disposing puts them back, unless they are kept. */
+export function savedSlots(states: readonly StateStore[], step: ReferenceStep): Disposable & { keep(): void } {
+  const resets = step.resetSlots.subarray(0, step.header[stepHeader.word.resets])
+  const slots = new Set([...step.sequenceSlot.subarray(0, step.sequences), ...resets])
+  let saved = states
+    .filter(({ descriptor }) => descriptor.kind === 'fixed')
+    .flatMap((state) => [...slots].map((slot) => ({ state, slot, bytes: state.read(slot) })))
+  return {
+    keep: () => {
+      saved = []
+    },
+    [Symbol.dispose]: () => {
+      for (const { state, slot, bytes } of saved) state.write(slot, bytes)
+    },
   }
 }
 

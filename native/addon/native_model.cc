@@ -20,6 +20,7 @@ Napi::Function NativeModel::define(Napi::Env env) {
   return DefineClass(env, "NativeModel",
                      {InstanceMethod<&NativeModel::step>("step"), InstanceMethod<&NativeModel::read_state>("readState"),
                       InstanceMethod<&NativeModel::write_state>("writeState"),
+                      InstanceMethod<&NativeModel::fail_after>("failAfter"),
                       InstanceMethod<&NativeModel::set_tally>("setTally"),
                       InstanceMethod<&NativeModel::tally>("tally"),
                       InstanceMethod<&NativeModel::sentinels>("sentinels"),
@@ -158,6 +159,12 @@ void NativeModel::write_state(const Napi::CallbackInfo& info) {
   if (from.size() == to.size()) return void(std::memcpy(to.data(), from.data(), to.size()));
   const std::string counts = "expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size());
   Napi::RangeError::New(info.Env(), "bytes: " + counts).ThrowAsJavaScriptException();
+}
+
+void NativeModel::fail_after(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  const auto instructions = uint32_t(reader.integer(info[0], "instructions", UINT32_MAX));
+  if (reader.ok() && idle(info.Env())) model_->fail_after(instructions);
 }
 
 void NativeModel::set_tally(const Napi::CallbackInfo& info) {

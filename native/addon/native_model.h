@@ -38,6 +38,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value step(const Napi::CallbackInfo& info);
   Napi::Value read_state(const Napi::CallbackInfo& info);
   void write_state(const Napi::CallbackInfo& info);
+  void fail_after(const Napi::CallbackInfo& info);
   void set_tally(const Napi::CallbackInfo& info);
   Napi::Value tally(const Napi::CallbackInfo& info);
   Napi::Value sentinels(const Napi::CallbackInfo& info);

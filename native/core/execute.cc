@@ -4,6 +4,8 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <utility>
 
 #include "denormals.h"
 #include "model.h"
@@ -11,6 +13,15 @@
 
 namespace ingot {
 namespace {
+
+[[noreturn]] void fail_injected() { throw std::runtime_error("a failure injected for a test"); }
+
+// Visits the slots of fixed states that a step may write.
+template <class Visit>
+void each_slot(const StepView& view, const Visit& visit) {
+  for (uint32_t s = 0; s < view.step.sequences; ++s) visit(size_t(view.step.sequence_slot[s]));
+  for (const int32_t slot : view.resets) visit(size_t(slot));
+}
 
 // Copies `rows` rows that `wanted` accepts out of a register into packed rows.
 template <class Wanted>
@@ -73,11 +84,18 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, 
       const FlushDenormals flush;
       Laps laps;
       prepare_states(view, pool);
+      struct Rollback {
+        Model& model;
+        const StepView& view;
+        bool kept = false;
+        ~Rollback() { if (!kept) model.restore_states(view); }
+      } rollback{*this, view};
       if (tally) tally->states += laps.lap();
       launches = run_operations(view.step, pool, tally, trace.data());
       if (tally) laps.lap();
       write_results(view, pool);
       if (tally) tally->results += laps.lap();
+      rollback.kept = true;
     }
     if (guard_) guard_->after(view);
     scratch_bytes_.store(scratch_.bytes(), std::memory_order_relaxed);
@@ -101,6 +119,7 @@ void Model::prepare_states(const StepView& view, ThreadPool& pool) {
       const State& state = states_[s];
       const auto unit = [&](size_t u) { return state.base + u * state.size; };
       if (plan_.states[s].kind == StateKind::fixed) {
+        each_slot(view, [&](size_t u) { std::memcpy(saved_[s].data() + u * state.size, unit(u), state.size); });
         for (const int32_t slot : view.resets) std::memset(unit(size_t(slot)), 0, state.size);
         continue;
       }
@@ -131,9 +150,11 @@ size_t Model::trace_bytes(const Step& step) const {
 // nothing to do.
 uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally, std::byte* trace) {
   const Context context{step, pool, scratch_};
+  const uint32_t fail_after = std::exchange(fail_after_, kNone);
   Laps laps;
   uint32_t launches = 0;
   for (size_t i = 0; i < operations_.size(); ++i) {
+    if (i == fail_after) fail_injected();
     Operation& op = operations_[i];
     if (count_of(step, op.space) == 0 && (!op.stateful || step.tokens == 0)) continue;
     running_ = plan_.instructions[i].label.c_str();
@@ -148,6 +169,7 @@ uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps*
     ++counted.calls;
     counted.nanoseconds += laps.lap();
   }
+  if (fail_after == operations_.size()) fail_injected();
   return launches;
 }
 
@@ -178,6 +200,17 @@ void Model::write_results(const StepView& view, ThreadPool& pool) const {
   if (bounds_.hidden_space == Space::rows)
     return copy_rows(pool, hidden_, step.rows, view.hidden, flag(kSampleFlagHidden));
   copy_rows(pool, hidden_, count_of(step, bounds_.hidden_space), view.hidden, [](size_t) { return true; });
+}
+
+// What a failed step wrote of paged states nobody reads: positions that are not known, and blocks that nobody has yet.
+void Model::restore_states(const StepView& view) {
+  for (size_t s = 0; s < states_.size(); ++s) {
+    const State& state = states_[s];
+    if (plan_.states[s].kind != StateKind::fixed) continue;
+    each_slot(view, [&](size_t u) {
+      std::memcpy(state.base + u * state.size, saved_[s].data() + u * state.size, state.size);
+    });
+  }
 }
 
 }  // namespace ingot

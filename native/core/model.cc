@@ -68,8 +68,8 @@ Fault Model::check_memory(const ModelOptions& options) const {
   uint64_t arena = 0, state = 0;
   for (size_t s = 0; s < kSpaces; ++s)
     arena = sum(arena, product(plan_.peak[s], capacity(options.limits, Space(s))));
-  for (const PlanState& s : plan_.states)
-    state = sum(state, product(s.size_bytes, s.kind == StateKind::fixed ? options.slots : options.blocks));
+  for (const PlanState& s : plan_.states)  // of fixed ones, each unit and its copy
+    state = sum(state, product(s.size_bytes, s.kind == StateKind::fixed ? 2 * uint64_t{options.slots} : options.blocks));
   const uint64_t available = available_memory();
   const struct { const char* thing; uint64_t bytes; } parts[] = {
       {"the weights", weights_.bytes()}, {"the state", state}, {"the activations", arena}};
@@ -90,11 +90,14 @@ Fault Model::allocate(const ModelOptions& options) {
     if (Fault fault = Region::allocate("the activations", bytes, arenas_[s], true)) return fault;
   }
   pools_.resize(plan_.states.size());
+  saved_.resize(plan_.states.size());
   for (size_t i = 0; i < plan_.states.size(); ++i) {
     const PlanState& state = plan_.states[i];
     units_.push_back(state.kind == StateKind::fixed ? options.slots : options.blocks);
-    const size_t bytes = state.size_bytes * units_[i] + 2 * band;
-    if (Fault fault = Region::allocate("the state", bytes, pools_[i], true)) return fault;
+    const size_t bytes = state.size_bytes * units_[i];
+    if (Fault fault = Region::allocate("the state", bytes + 2 * band, pools_[i], true)) return fault;
+    if (state.kind == StateKind::fixed)
+      if (Fault fault = Region::allocate("the state", bytes, saved_[i], true)) return fault;
     states_.push_back({pools_[i].data() + band, state.size_bytes, state.block_tokens, state.dtype});
   }
   scratch_.set_noisy(options.guard);
@@ -161,6 +164,7 @@ MemoryUse Model::memory() const {
   MemoryUse use{weights_.bytes(), 0, 0, scratch_bytes_.load(std::memory_order_relaxed)};
   for (const Region& arena : arenas_) use.arena += arena.size();
   for (const Region& pool : pools_) use.state += pool.size();
+  for (const Region& saved : saved_) use.state += saved.size();
   return use;
 }
 

@@ -39,7 +39,7 @@ class Model {
   // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
   static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
 
-  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step
+  // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the blocks that the step
   // wrote hold anything; all else is as before.
   // `trace`: receives what each instruction writes, its outputs' rows packed one after the other in the plan's order;
   // exactly as large as that, or empty for none.
@@ -47,6 +47,9 @@ class Model {
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
+
+  // For tests: the next step fails once that many instructions of the plan have run.
+  void fail_after(uint32_t instructions) { fail_after_ = instructions; }
 
   // Starts a tally at zero, or ends it; not during a step. Off, a step reads the clock four times.
   void set_tally(bool on);
@@ -77,6 +80,7 @@ class Model {
   Matrix matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const;
   StepBounds bounds(const ModelOptions& options) const;
 
+  void restore_states(const StepView& view);
   void prepare_states(const StepView& view, class ThreadPool& pool);
   size_t trace_bytes(const Step& step) const;
   uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally, std::byte* trace);
@@ -86,6 +90,7 @@ class Model {
   Weights weights_;
   Region arenas_[kSpaces];
   std::vector<Region> pools_;     // by state of the plan
+  std::vector<Region> saved_;     // of fixed states: what the slots of the step held before it
   std::vector<State> states_;
   std::vector<uint32_t> units_;   // blocks or slots of each state
   std::vector<Operation> operations_;
@@ -97,6 +102,7 @@ class Model {
   std::atomic<uint64_t> scratch_bytes_{0};
   std::unique_ptr<Tally> tally_;
   std::unique_ptr<Guard> guard_;  // nullptr: off
+  uint32_t fail_after_ = kNone;
   const char* running_ = "";      // label of the running instruction, for faults
 };
 

@@ -314,6 +314,41 @@ void resets_slots() {
   }
 }
 
+// Wherever a step fails, in the middle of a kernel included, slots are as before it: of its sequences, and those it resets.
+void takes_back_a_failed_step() {
+  Package package("menagerie.bin");
+  const size_t instructions = package.view.instructions.size();
+  StepBytes step;
+  step.header.resets = 1;
+  const auto fill = [&](Model& model) {
+    for (uint32_t s = 0; s < package.view.states.size(); ++s)
+      for (uint32_t u = 0; u < 5; ++u) std::ranges::fill(model.unit(s, u), std::byte(0x50 + u));
+  };
+  const auto check = [&](Model& model, uint32_t slots) {
+    for (uint32_t s = 0; s < package.view.states.size(); ++s)
+      for (uint32_t u = 0; u < slots && package.view.states[s].kind == StateKind::fixed; ++u)
+        CHECK(filled(model.unit(s, u), int(0x50 + u)));
+  };
+  const auto model = package.open(fake_table());
+  for (size_t i = 0; i <= instructions; ++i) {
+    fill(*model);
+    model->fail_after(uint32_t(i));
+    CHECK(model->step(step.bytes, step.result).code == "STEP_FAILED");
+    check(*model, 5);
+    CHECK(!model->step(step.bytes, step.result));  // one failure each
+  }
+  check(*model, 1);
+  KernelTable table = fake_table();
+  table.kernels[op::ssm_scan::id] = [](const Context& context, const Call& call) {
+    mark_states(context.step, call);
+    throw std::runtime_error("half done");
+  };
+  const auto broken = package.open(table);
+  fill(*broken);
+  CHECK(broken->step(step.bytes, step.result).code == "STEP_FAILED");
+  check(*broken, 5);
+}
+
 void reports_what_a_kernel_throws() {
   Package package("decoder.bin");
   KernelTable table = fake_table();
@@ -429,6 +464,7 @@ int main() {
   skips_what_has_no_rows();
   tallies_when_asked();
   resets_slots();
+  takes_back_a_failed_step();
   reports_what_a_kernel_throws();
   sees_what_a_kernel_overwrites();
   hands_out_nothing_but_nan();
