@@ -144,6 +144,7 @@ export async function weigh(
 ): Promise<IngotError[]> {
   return [
     ...(await staleness(phase, evidence, packages)),
+    ...identityGaps(phase, evidence.parity),
     ...parityGaps(phase, evidence.parity),
     ...conformanceGaps(phase, evidence.conformance),
     ...performanceGaps(phase, evidence.performance),
@@ -165,8 +166,8 @@ async function staleness(
   compare(files.parity, 'code', parity.code, code)
   compare(files.conformance, 'code', conformance.code, code)
   compare(files.performance, 'code', performance.code, code)
-  for (const { name, backend, kernels } of parity.rows)
-    compare(files.parity, `kernels of ${name}`, kernels, await kernelDigest(backendOf(backend)))
+  for (const { name, kernels } of parity.rows.filter(({ name }) => rowsOf(phase).includes(name)))
+    compare(files.parity, `kernels of ${name}`, kernels, await kernelDigest(backendOf(rowOf(name).backend)))
   for (const { row, kernels } of conformance.reports)
     compare(files.conformance, `kernels of ${row}`, kernels, await kernelDigest(backendOf(rowOf(row).backend)))
   for (const { name, row, kernels, package: of, planSha256 } of performance.cells) {
@@ -175,13 +176,15 @@ async function staleness(
     if (pkg && planSha256) compare(files.performance, `plan of ${name}`, planSha256, pkg.planHash)
   }
   for (const [name, pkg] of packages) {
-    const judged = parity.models.find((model) => model.name === name)
-    if (!judged) continue
-    compare(files.parity, `plan of ${name}`, judged.planSha256, pkg.planHash)
-    compare(files.parity, `weights of ${name}`, judged.weightsSha256, weightsHash(pkg))
+    for (const judged of parity.models.filter((model) => model.name === name)) {
+      compare(files.parity, `plan of ${name}`, judged.planSha256, pkg.planHash)
+      compare(files.parity, `weights of ${name}`, judged.weightsSha256, weightsHash(pkg))
+    }
   }
   return found
 }
+
+const rowsOf = ({ record: { parity } }: Phase) => [parity.reference, ...parity.rows]
 
 /** "cpu:avx2" is the backend cpu with an instruction set; "cpu" is it with its best. */
 export function rowOf(name: string): { readonly backend: string; readonly isa?: string } {
@@ -205,11 +208,30 @@ export const boundedMetrics = ({ maxAbs, rms, kl, mismatchRatio, argmaxOutsideTi
 const exceeding = (metrics: MatrixMetrics) =>
   Object.entries(boundedMetrics(metrics)).flatMap(([name, { value, allowed }]) => (value <= allowed ? [] : [name]))
 
+/** Rows and packages that the record names must be described once, and as what their names say. */
+function identityGaps(phase: Phase, { rows, models }: MatrixReport): IngotError[] {
+  const path = phaseFiles(phase).parity
+  const packages = phase.record.packages.map(({ name }) => name)
+  const once = (names: readonly string[], all: readonly { readonly name: string }[], what: string) =>
+    names
+      .filter((name) => all.filter((each) => each.name === name).length !== 1)
+      .map((name) => missing(path, `${what} ${name}, once`))
+  const wrong = rows.filter(({ name, backend, isa }) => {
+    const named = rowOf(name)
+    return rowsOf(phase).includes(name) && (backend !== named.backend || isa !== (named.isa ?? isa))
+  })
+  return [
+    ...once(rowsOf(phase), rows, 'row'),
+    ...once(packages, models, 'package'),
+    ...wrong.map(({ name, backend, isa }) => failed(path, `row ${name}`, `it ran on ${backend}, ${isa}`)),
+  ]
+}
+
 /** Each row by the reference and each pair of rows in one direction, for every package and shape. */
 function parityGaps(phase: Phase, { cells }: MatrixReport): IngotError[] {
   const path = phaseFiles(phase).parity
   const { packages, parity } = phase.record
-  const all = [parity.reference, ...parity.rows]
+  const all = rowsOf(phase)
   const pairs = all.flatMap((expected, i) => all.slice(i + 1).map((actual) => [expected, actual] as const))
   const gaps: IngotError[] = []
   for (const { name: model } of packages)

@@ -8,6 +8,7 @@ import { packageRoot } from '../../abi/native.ts'
 import { backends } from '../../compute/backends.ts'
 import { kernelDigest } from '../../compute/kernels.ts'
 import { compile, type IngotError, open } from '../../index.ts'
+import { seal } from '../../models/dsse.ts'
 import { readPackage, weightsHash } from '../../models/package.ts'
 import { codeDigest } from '../code.ts'
 import type { MatrixReport } from '../matrix-report.ts'
@@ -416,6 +417,30 @@ describe('evidence', () => {
       'SIGNOFF_FILE_INVALID',
       'version: expected 1, got 2',
     ],
+    [
+      'does not say what a row is',
+      ({ parity }) => void parity.rows.pop(),
+      'SIGNOFF_CELL_MISSING',
+      'row cpu:portable, once',
+    ],
+    [
+      'says that of a row twice',
+      ({ parity }) => void parity.rows.push(parity.rows[1]!),
+      'SIGNOFF_CELL_MISSING',
+      'row cpu',
+    ],
+    [
+      'does not say what a package is',
+      ({ parity }) => void (parity.models[0]!.name = 'other'),
+      'SIGNOFF_CELL_MISSING',
+      'package story, once',
+    ],
+    [
+      'is of another instruction set',
+      ({ parity }) => void (parity.rows[2]!.isa = 'avx2'),
+      'SIGNOFF_CELL_FAILED',
+      'row cpu:portable" does not pass: it ran on cpu, avx2',
+    ],
     ['is no parity matrix', ({ parity }) => void (parity.pass = false), 'MATRIX_INVALID', 'the cells say otherwise'],
   ])('that %s does not do', async (_, edit, code, message) => {
     expect(await edited(edit)).toEqual({ code, message: expect.stringContaining(message) })
@@ -479,6 +504,21 @@ describe('owners', () => {
     const { refusals } = await check(phase, now)
     expect(codes(refusals)).toEqual(roles.map(() => 'SIGNOFF_UNSIGNED'))
     expect(refusals[0]!.message).toContain('another history')
+  })
+
+  test('are not kept from signing by entries that are no signatures', async () => {
+    const path = phaseFolder()
+    const phase = await readPhase(path)
+    await start(phase, now)
+    for (const envelope of ['no JSON', '{}', seal('text/plain', Buffer.from('no JSON'), [stranger.privateKey])])
+      await append(
+        join(placeOf(path), 'ledger.jsonl'),
+        () => ({ kind: 'sign', phase: phase.name, role: 'models', envelope }),
+        now,
+      )
+    expect((await check(phase, now)).refusals[0]!.message).toContain('what was signed is no statement')
+    await sign(phase, 'models', keys.models!.privateKey, now)
+    expect((await check(phase, now)).signed.models).toBe(true)
   })
 
   test('cannot be spoken for by the key of another', async () => {

@@ -13,7 +13,7 @@ import {
   precisionOf,
   writeCertificate,
 } from '../../models/certificate.ts'
-import { keyId, parseEnvelope, seal, signers } from '../../models/dsse.ts'
+import { type Envelope, keyId, parseEnvelope, seal, signers } from '../../models/dsse.ts'
 import { hashBytes, parseJson } from '../../models/files.ts'
 import type { Package } from '../../models/package.ts'
 import type { MatrixReport } from '../matrix-report.ts'
@@ -121,6 +121,18 @@ function assertSigned(phase: Phase, role: Role, entries: readonly LedgerEntry[],
 
 type SignEntry = Extract<LedgerEntry, { kind: 'sign' }>
 
+/** Undefined: it is none. Anyone can add such an entry, which must not keep owners from signing. */
+function statementOf(text: string): { envelope: Envelope; statement: Statement } | undefined {
+  try {
+    const envelope = parseEnvelope(text, 'a signature')
+    const { data } = statementSchema.safeParse(parseJson(envelope.payload.toString('utf8'), 'a signature'))
+    return data && { envelope, statement: data }
+  } catch (error) {
+    if (error instanceof IngotError) return undefined
+    throw error
+  }
+}
+
 /** Why an entry does not count; undefined: it does. */
 function flaw(
   phase: Phase,
@@ -128,13 +140,13 @@ function flaw(
   { envelope: text, previous }: SignEntry,
   evidence?: Evidence,
 ): string | undefined {
-  const envelope = parseEnvelope(text, `the signature of ${role}`)
+  const read = statementOf(text)
+  if (!read) return 'what was signed is no statement'
+  const { envelope, statement } = read
   if (envelope.payloadType !== PAYLOAD_TYPE || signers(envelope, [ownerKey(phase, role)]).length === 0)
     return 'the signature in the ledger is not of the key in the record'
-  const result = statementSchema.safeParse(parseJson(envelope.payload.toString('utf8'), `the signature of ${role}`))
-  if (!result.success) return 'what was signed is no statement'
   const expected: Partial<Statement> = { phase: phase.name, role, record: phase.sha256, previous, ...evidence?.digests }
-  const changed = Object.entries(expected).find(([field, value]) => result.data[field as keyof Statement] !== value)
+  const changed = Object.entries(expected).find(([field, value]) => statement[field as keyof Statement] !== value)
   if (changed) return `what was signed has another ${changed[0] === 'previous' ? 'history' : changed[0]}`
   return evidence ? undefined : 'there is nothing to sign yet'
 }
