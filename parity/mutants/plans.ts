@@ -166,16 +166,18 @@ const builders = {
       ...(residual && { residual }),
     })
   },
-  rms_norm: ({ graph, ...s }: Sketch, { a, flag }: Choice) => {
-    const x = s.values[a % s.values.length]!
+  rms_norm: (s: Sketch, { a, flag }: Choice) => {
+    const { graph } = s
+    const x = s.pick(a)
     const count = x.width % 2 === 0 && flag ? 2 : 1
     const width = x.width / count
     const weights = flag ? { weight: graph.fresh(width) } : {}
     return graph.add('rms_norm', graph.label('norm'), { inputs: { x }, weights, params: { width, count, eps: 1e-5 } })
       .out
   },
-  layer_norm: ({ graph, ...s }: Sketch, { a, b, flag }: Choice) => {
-    const x = s.values[a % s.values.length]!
+  layer_norm: (s: Sketch, { a, b, flag }: Choice) => {
+    const { graph } = s
+    const x = s.pick(a)
     const weights = { weight: flag ? graph.fresh(x.width) : undefined, bias: b % 2 ? graph.fresh(x.width) : undefined }
     return graph.add('layer_norm', graph.label('norm'), {
       inputs: { x },

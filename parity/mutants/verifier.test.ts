@@ -10,13 +10,13 @@ import { randomPlan, topologyPlans } from './plans.ts'
 import { mutators } from './rules.ts'
 import { printVerifierScore, scoreVerifier, type Verdict, verifierVerdict } from './verifier.ts'
 
-const slice = { perRule: 8, perPlan: 20, valid: 60, judged: 2 }
+const slice = { perRule: 6, perPlan: 12, valid: 50, judged: 1 }
 
 describe('the verifier', () => {
   it('accepts no mutant that the oracle breaches, and every valid plan', () => {
     const score = scoreVerifier(slice)
     expect(score.pass, printVerifierScore(score)).toBe(true)
-    expect(score.mutants).toBeGreaterThan(500)
+    expect(score.mutants).toBeGreaterThan(400)
   })
 
   it('accepts whatever graph the passes lower', () => {
