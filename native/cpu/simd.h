@@ -338,10 +338,14 @@ inline void store_sums(float* to, const Vec (&v)[kSums]) {
 // int4 weights lie as two quads in the halves of each lane's four bytes; half 0 or 1 is taken as value + 8, unsigned, so
 // a sum starts at -8 x the activations.
 inline constexpr int32_t kNibbleOffset = 8;
-
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 // The instruction takes unsigned times signed: weights are offset by 128, and a sum starts at -128 x the activations.
 inline constexpr int32_t kQuadOffset = 128;
+#else
+inline constexpr int32_t kQuadOffset = 0;
+#endif
+
+#if defined(__AVX512VNNI__)
 struct Quads { __m512i w; };
 inline Quads load_quads(const int8_t* p) { return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))}; }
 template <int Half>
@@ -353,7 +357,6 @@ inline Ints dot(Ints sum, Quads w, int32_t activations) {
   return {{(IntPart)_mm512_dpbusd_epi32((__m512i)sum.p[0], w.w, _mm512_set1_epi32(activations))}};
 }
 #elif defined(__AVXVNNI__)
-inline constexpr int32_t kQuadOffset = 128;
 struct Quads { __m256i w[2]; };
 inline Quads load_quads(const int8_t* p) {
   Quads quads;
@@ -375,7 +378,6 @@ inline Ints dot(Ints sum, Quads w, int32_t activations) {
   return sum;
 }
 #elif !defined(INGOT_ISA_portable)
-inline constexpr int32_t kQuadOffset = 0;
 struct Quads { __m256i w[2]; };
 inline Quads load_quads(const int8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
@@ -408,7 +410,6 @@ inline Ints dot(Ints sum, Weights w, int32_t activations) {
 #endif
 }
 #else
-inline constexpr int32_t kQuadOffset = 0;
 struct Quads {
   const int8_t* w;
   int32_t operator[](size_t i) const { return w[i]; }
