@@ -55,11 +55,45 @@ export interface MemoryUse {
   readonly scratchBytes: number
 }
 
+/** One output of an instruction: (rows, width), row after row; as many rows as its space has in the step. */
+export interface TracedOutput {
+  readonly register: number
+  readonly rows: number
+  readonly width: number
+  readonly values: Float32Array | Float64Array | Int32Array
+}
+
+/** A unit (block or slot) of a state as a step left it. Its bytes mean something to one backend only. */
+export interface StateUnit {
+  readonly state: number
+  readonly unit: number
+  readonly sha256: string
+}
+
+/** What one instruction wrote. One that had nothing to do has outputs of no rows. */
+export interface InstructionTrace {
+  readonly outputs: readonly TracedOutput[]
+  /** The units of the states it writes that the step reaches. */
+  readonly units: readonly StateUnit[]
+}
+
+/** What each instruction of a step wrote, by instruction of the plan. */
+export interface Trace {
+  readonly instructions: readonly InstructionTrace[]
+}
+
 /** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
 export interface Runner {
   readonly info: DeviceInfo
   /** Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError. */
   step(step: StepView, result: ResultView): Promise<void>
+  /**
+   * As step(), and copies out what each instruction wrote: 4 bytes an element of every output, so for small steps. A
+   * backend without it cannot show what its instructions write. Besides, OUT_OF_MEMORY.
+   */
+  trace?(step: StepView, result: ResultView): Promise<Trace>
+  /** A copy of the bytes of one unit of a state, between steps; what they mean is the backend's own. */
+  readState?(state: number, unit: number): Uint8Array
   memory(): MemoryUse
   /** Starts counting time by instruction at zero, or ends it; between steps. A backend without it keeps no tally. */
   setTally?(on: boolean): void
