@@ -95,6 +95,11 @@ export interface Tally {
 export interface NativeModel {
   /** Runs one step on the model's own thread. The buffers must not change until it settles; null is success. */
   step(step: ArrayBuffer, result: ArrayBuffer): Promise<NativeFault | null>
+  /**
+   * As step(step, result), with a third buffer that receives the rows of every instruction's outputs, packed in the plan's
+   * order; exactly as large as those, or empty.
+   */
+  step(step: ArrayBuffer, result: ArrayBuffer, trace: ArrayBuffer): Promise<NativeFault | null>
   /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. */
   readState(state: number, unit: number): Uint8Array
   writeState(state: number, unit: number, bytes: Uint8Array): void

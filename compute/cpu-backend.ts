@@ -3,9 +3,11 @@ import { stat } from 'node:fs/promises'
 import { addon, type NativeFault, type NativeModel, type NativeWeightFile, type Tally } from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { type ErrorCode, type ErrorDetails, errors, fail, type IngotError } from '../errors.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
 import { cpuTable } from './cpu.ts'
-import type { Backend, DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions } from './device.ts'
+import type { Backend, DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions, Trace } from './device.ts'
 import { link } from './link.ts'
+import { joinTrace, readOutputs, traceBytes, traceUnits } from './trace.ts'
 
 const MAX_THREADS = 1024
 
@@ -53,15 +55,25 @@ async function fileBytes(path: string): Promise<number> {
   }
 }
 
+function traceBuffer(bytes: number): ArrayBuffer {
+  try {
+    return new ArrayBuffer(bytes)
+  } catch (cause) {
+    throw fail('OUT_OF_MEMORY', { thing: 'the trace of this step', needed: bytes, available: 'fewer' }, cause)
+  }
+}
+
 class CpuRunner implements Runner {
   readonly info: DeviceInfo
   private readonly model: NativeModel
   private readonly path: string
+  private readonly plan: ExecutionPlan
   private disposed = false
 
-  constructor(model: NativeModel, path: string) {
+  constructor(model: NativeModel, { path, plan }: LinkedPackage) {
     this.model = model
     this.path = path
+    this.plan = plan
     const { isa, threads, pinning } = model
     const description = `${isaNames[isa] ?? isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`
     this.info = { backend: 'cpu', description, isa, threads, pinning, deterministic: true }
@@ -71,6 +83,19 @@ class CpuRunner implements Runner {
     if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
     const fault = await this.model.step(step.buffer, result.buffer)
     if (fault) throw errorOf(fault, this.path)
+  }
+
+  async trace(step: StepView, result: ResultView): Promise<Trace> {
+    if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
+    const buffer = traceBuffer(traceBytes(this.plan, step))
+    const fault = await this.model.step(step.buffer, result.buffer, buffer)
+    if (fault) throw errorOf(fault, this.path)
+    const units = traceUnits(this.plan, step, (state, unit) => this.readState(state, unit))
+    return { instructions: joinTrace(readOutputs(this.plan, step, buffer), units) }
+  }
+
+  readState(state: number, unit: number): Uint8Array {
+    return this.model.readState(state, unit)
   }
 
   memory(): MemoryUse {
@@ -100,7 +125,7 @@ async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
   const weights = await weightFiles(pkg)
   const opened = addon().openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots })
   if ('code' in opened) throw errorOf(opened, pkg.path)
-  return new CpuRunner(opened, pkg.path)
+  return new CpuRunner(opened, pkg)
 }
 
 export const cpuBackend: Backend = {

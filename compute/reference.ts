@@ -9,6 +9,7 @@ import type { Backend, LinkedPackage } from './device.ts'
 import { openReference } from './reference/runner.ts'
 
 export type { Matrix, ReferenceKernel, ReferenceStep, State, Weight } from './reference/kernel.ts'
+export { type Observer, openReference, type ReferenceRunner } from './reference/runner.ts'
 export { readStep } from './reference/step.ts'
 export { type NamedValues, type ReferenceTable, referenceTable, runReference } from './reference/table.ts'
 

@@ -14,7 +14,8 @@ import {
 } from '../../abi/step.ts'
 import { fail } from '../../errors.ts'
 import type { ExecutionPlan, Instruction, Operand, OutputName } from '../../plans/plan.ts'
-import type { DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions } from '../device.ts'
+import type { DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions, Trace, TracedOutput } from '../device.ts'
+import { joinTrace, traceUnits } from '../trace.ts'
 import { type Matrix, type ReferenceStep, row, type Weight } from './kernel.ts'
 import { sampleOptions } from './sample.ts'
 import { createState, prepareStates, type StateStore } from './states.ts'
@@ -46,7 +47,11 @@ function named<V, T>(definition: object, values: readonly (V | undefined)[], of:
   return Object.fromEntries(entries)
 }
 
-class ReferenceRunner implements Runner {
+/** Sees, and may change in place, what an instruction wrote before any other reads it. */
+export type Observer = (index: number, outputs: readonly Matrix[]) => void
+
+/** A runner whose instructions can be watched, and answered for, one by one. */
+export class ReferenceRunner implements Runner {
   readonly info = info
   private readonly path: string
   private readonly plan: ExecutionPlan
@@ -64,7 +69,28 @@ class ReferenceRunner implements Runner {
     this.states = plan.states.map(createState)
   }
 
-  async step(buffer: StepView, result: ResultView): Promise<void> {
+  async trace(buffer: StepView, result: ResultView): Promise<Trace> {
+    const outputs: TracedOutput[][] = []
+    await this.step(buffer, result, (index, values) => {
+      const registers = this.plan.instructions[index]!.outputs
+      outputs[index] = values.map(({ rows, width, data }, i) => ({
+        register: registers[i]!,
+        rows,
+        width,
+        values: data.slice(),
+      }))
+    })
+    const units = traceUnits(this.plan, buffer, (state, unit) => this.readState(state, unit))
+    return { instructions: joinTrace(outputs, units) }
+  }
+
+  /** Elements in float64; empty where there is no such state. */
+  readState(state: number, unit: number): Uint8Array {
+    const values = this.states[state]?.unit(unit) ?? new Float64Array()
+    return new Uint8Array(values.buffer).slice()
+  }
+
+  async step(buffer: StepView, result: ResultView, observe?: Observer): Promise<void> {
     if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
     const started = performance.now()
     const step = readStep(buffer)
@@ -75,7 +101,8 @@ class ReferenceRunner implements Runner {
     const registers: Registers = []
     for (const [index, instruction] of this.plan.instructions.entries()) {
       if (this.disposed) throw fail('DISPOSED', {})
-      this.run(instruction, registers, step)
+      const outputs = this.run(instruction, registers, step)
+      observe?.(index, outputs)
       this.release(registers, index)
       await setImmediate()
     }
@@ -104,7 +131,7 @@ class ReferenceRunner implements Runner {
     return this.plan.states.some(({ kind }) => kind !== 'fixed') ? BLOCK_TOKENS : 0
   }
 
-  private run(instruction: Instruction, registers: Registers, step: ReferenceStep): void {
+  private run(instruction: Instruction, registers: Registers, step: ReferenceStep): Matrix[] {
     const definition = ops[instruction.op]
     const values: NamedValues = {
       params: instruction.params,
@@ -114,8 +141,10 @@ class ReferenceRunner implements Runner {
       step,
     }
     const outputs = runReference(instruction.op, values)
-    for (const [i, name] of Object.keys(definition.outputs).entries())
+    return Object.keys(definition.outputs).map((name, i) => {
       registers[instruction.outputs[i]!] = outputs[name]
+      return outputs[name]!
+    })
   }
 
   /** Drops the registers that no later instruction reads, and keeps the most bytes that were live. */
@@ -161,6 +190,6 @@ function writeMatrices(plan: ExecutionPlan, registers: Registers, step: Referenc
 }
 
 /** Unpacks the weights of a linked package and gives its plan a runner. */
-export async function openReference(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
+export async function openReference(pkg: LinkedPackage, options: RunnerOptions): Promise<ReferenceRunner> {
   return new ReferenceRunner(pkg, options, await loadWeights(pkg))
 }

@@ -11,8 +11,8 @@ namespace ingot::addon {
 struct NativeModel::Request {
   NativeModel* owner;
   napi_deferred promise;
-  Napi::Reference<Napi::Value> step_buffer, result_buffer;
-  std::span<std::byte> step, result;
+  Napi::Reference<Napi::Value> step_buffer, result_buffer, trace_buffer;
+  std::span<std::byte> step, result, trace;
   Fault fault;
 };
 
@@ -74,6 +74,7 @@ void NativeModel::environment_ends(void* model) { static_cast<NativeModel*>(mode
 Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
   Reader reader(info.Env());
   const auto step = reader.buffer(info[0], "step"), result = reader.buffer(info[1], "result");
+  const auto trace = info[2].IsUndefined() ? std::span<std::byte>() : reader.buffer(info[2], "trace");
   if (!reader.ok()) return {};
   napi_deferred deferred;
   napi_value promise;
@@ -87,7 +88,9 @@ Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
   stepping_ = true;
   Ref();
   completion_.Ref(info.Env());
-  auto* request = new Request{this, deferred, Napi::Persistent(info[0]), Napi::Persistent(info[1]), step, result, {}};
+  auto* request = new Request{this, deferred, Napi::Persistent(info[0]), Napi::Persistent(info[1]), {}, step, result,
+                              trace, {}};
+  if (!info[2].IsUndefined()) request->trace_buffer = Napi::Persistent(info[2]);
   thread_->post({run, request});
   return Napi::Value(info.Env(), promise);
 }
@@ -95,7 +98,7 @@ Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
 // On the step thread.
 void NativeModel::run(void* context) {
   auto* request = static_cast<Request*>(context);
-  request->fault = request->owner->model_->step(request->step, request->result);
+  request->fault = request->owner->model_->step(request->step, request->result, request->trace);
   request->owner->completion_.NonBlockingCall(request);
 }
 
@@ -105,6 +108,7 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
   if (env == nullptr) {
     request->step_buffer.SuppressDestruct();
     request->result_buffer.SuppressDestruct();
+    request->trace_buffer.SuppressDestruct();
     return;
   }
   const Napi::HandleScope scope(env);

@@ -23,6 +23,15 @@ void copy_rows(ThreadPool& pool, const Matrix& from, uint32_t rows, float* to, c
   });
 }
 
+// Copies the rows of an instruction's outputs out of their registers, packed; returns where the next ones go.
+std::byte* copy_outputs(const Call& call, std::byte* to) {
+  for (const Matrix& output : call.outputs) {
+    const size_t bytes = byte_size(output.dtype, output.width);
+    for (size_t r = 0; output && r < output.rows; ++r, to += bytes) std::memcpy(to, output.row<std::byte>(r), bytes);
+  }
+  return to;
+}
+
 // Counts what the step holds into the tally of its phase; nullptr: off.
 Tally::Steps* count_step(Tally* tally, const Step& step) {
   if (!tally) return nullptr;
@@ -47,12 +56,14 @@ void Model::set_tally(bool on) {
   tally_ = std::move(tally);
 }
 
-Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) noexcept {
+Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, std::span<std::byte> trace) noexcept {
   running_ = "the step buffer";
   try {
     const auto start = std::chrono::steady_clock::now();
     StepView view;
     if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    if (!trace.empty() && trace.size() != trace_bytes(view.step))
+      return {"STEP_FAILED", {{"where", "the trace buffer"}, {"reason", "its size is not that of the step's outputs"}}};
     Tally::Steps* const tally = count_step(tally_.get(), view.step);
     uint32_t launches = 0;
     {
@@ -62,7 +73,7 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result) 
       Laps laps;
       prepare_states(view, pool);
       if (tally) tally->states += laps.lap();
-      launches = run_operations(view.step, pool, tally);
+      launches = run_operations(view.step, pool, tally, trace.data());
       if (tally) laps.lap();
       write_results(view, pool);
       if (tally) tally->results += laps.lap();
@@ -105,9 +116,18 @@ void Model::prepare_states(const StepView& view, ThreadPool& pool) {
   });
 }
 
+size_t Model::trace_bytes(const Step& step) const {
+  size_t bytes = 0;
+  for (const Operation& op : operations_)
+    for (size_t k = 0; k < kMaxOutputs; ++k)
+      if (const Matrix& output = op.call.outputs[k])
+        bytes += count_of(step, op.spaces[kMaxInputs + k]) * byte_size(output.dtype, output.width);
+  return bytes;
+}
+
 // Returns the kernels launched. An instruction whose output has no row this step, and that touches no state, has
 // nothing to do.
-uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally) {
+uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally, std::byte* trace) {
   const Context context{step, pool, scratch_};
   Laps laps;
   uint32_t launches = 0;
@@ -120,6 +140,7 @@ uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps*
     scratch_.reset();
     op.kernel(context, op.call);
     ++launches;
+    if (trace) trace = copy_outputs(op.call, trace);
     if (!tally) continue;
     Tally::Instruction& counted = tally->instructions[i];
     ++counted.calls;

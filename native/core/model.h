@@ -39,7 +39,9 @@ class Model {
 
   // Checks the step buffer and runs it. One step at a time, from any thread. After a fault, the units that the step
   // wrote hold anything; all else is as before.
-  Fault step(std::span<const std::byte> step, std::span<std::byte> result) noexcept;
+  // `trace`: receives what each instruction writes, its outputs' rows packed one after the other in the plan's order;
+  // exactly as large as that, or empty for none.
+  Fault step(std::span<const std::byte> step, std::span<std::byte> result, std::span<std::byte> trace = {}) noexcept;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
@@ -70,7 +72,8 @@ class Model {
   StepBounds bounds(const ModelOptions& options) const;
 
   void prepare_states(const StepView& view, class ThreadPool& pool);
-  uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally);
+  size_t trace_bytes(const Step& step) const;
+  uint32_t run_operations(const Step& step, class ThreadPool& pool, Tally::Steps* tally, std::byte* trace);
   void write_results(const StepView& view, class ThreadPool& pool) const;
 
   PlanView plan_;
