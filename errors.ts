@@ -53,6 +53,7 @@ export const errors = {
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
   TALLY_MISSING: config('backend "{backend}" does not count where its steps spend their time; use the cpu backend'),
+  TRACE_MISSING: config('backend "{backend}" cannot show what its instructions write; use cpu or reference'),
   OUTPUT_EXISTS: config('{path} exists and is not an Ingot package; choose another output'),
   OUTPUT_UNWRITABLE: config('cannot write {path}: {reason}'),
   USAGE: config('{reason}'),
@@ -78,6 +79,11 @@ export const errors = {
   PACKAGE_NEWER: plan('{path}: package format {got} is newer than {expected}; upgrade ingot'),
   HASH_MISMATCH: plan('{path}: content hash: expected {expected}, got {got}; the file changed after it was compiled'),
   LINK_GAPS: plan('backend "{backend}" cannot run {path}: {gaps}'),
+  RECORD_INVALID: plan('{path}: not a recorded step: {field}: expected {expected}, got {got}; record it again'),
+  RECORD_NEWER: plan('{path}: the format of this record is {got}, this ingot reads {expected}; upgrade ingot'),
+  RECORD_MISMATCH: plan(
+    '{path} was recorded with {thing} {expected}, {package} has {got}; replay it with that package',
+  ),
   // the machine
   ADDON_MISSING: device('the native addon is not built ({reason}); run "npm run build"'),
   ISA_UNAVAILABLE: config('instruction set "{isa}" is not available on this machine; available: {available}'),

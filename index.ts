@@ -8,6 +8,7 @@
 import { z } from 'zod'
 import { backendNames, backendOf } from './compute/backends.ts'
 import type { Runner } from './compute/device.ts'
+import { type RecordOptions, recordSteps } from './compute/recorder.ts'
 import { fail } from './errors.ts'
 import { type Capacity, capacity, draftCapacity, type ModelOptions, modelShape } from './inference/capacity.ts'
 import { type DraftParts, Model } from './inference/model.ts'
@@ -15,7 +16,7 @@ import { parseOptions } from './inference/options.ts'
 import type { GenerationDefaults } from './inference/sampling.ts'
 import type { TokenizerFiles } from './inference/text/tokenizer.ts'
 import type { CompileOptions, CompileResult } from './models/compile.ts'
-import { type Package, readPackage, TOKENIZER_FILE } from './models/package.ts'
+import { type Package, readPackage, TOKENIZER_FILE, weightsHash } from './models/package.ts'
 
 export type { StepTally, Tally } from './abi/native.ts'
 export type { DeviceInfo, MemoryUse } from './compute/device.ts'
@@ -54,6 +55,11 @@ export interface OpenOptions extends ModelOptions {
    * says what was done.
    */
   integrity?: 'auto' | 'full' | 'structure' | undefined
+  /**
+   * Writes every step to a folder, to be run again by `ingot replay`: inputs, digests of results and of state. Costs a
+   * file a step; the newest `keep` stay (default 64).
+   */
+  record?: string | { directory: string; keep?: number | undefined } | undefined
 }
 
 /** Compiles a checkpoint folder into a package; see CompileOptions. The compiler is loaded when it is first needed. */
@@ -76,6 +82,16 @@ const openSchema = z.strictObject({
   deterministic: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
   integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
+  record: z
+    .union([
+      z
+        .string()
+        .min(1)
+        .transform((directory) => ({ directory, keep: 64 })),
+      z.strictObject({ directory: z.string().min(1), keep: z.int().min(1).default(64) }),
+    ])
+    .optional()
+    .describe('a folder, or { directory, keep }'),
 })
 
 /** The stop tokens and sampling that the checkpoint's authors advise. */
@@ -116,6 +132,16 @@ function assertSameVocabulary(model: Package, draft: Package): void {
 
 type OpenRunner = (pkg: Package, sizes: Capacity) => Promise<Runner>
 
+/** Disposes the runner where the folder cannot be made. */
+async function recorded(runner: Runner, pkg: Package, options: RecordOptions): Promise<Runner> {
+  try {
+    return await recordSteps(runner, { ...pkg, weightsHash: weightsHash(pkg) }, options)
+  } catch (error) {
+    runner.dispose()
+    throw error
+  }
+}
+
 /** Opens the package that drafts for `model`, for the same sequences. */
 async function openDraft(pkg: Package, model: Package, target: Capacity, openRunner: OpenRunner): Promise<DraftParts> {
   assertSameVocabulary(model, pkg)
@@ -136,6 +162,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     deterministic,
     allowPerSlot,
     integrity = 'auto',
+    record,
     ...sizes
   } = parseOptions(openSchema, 'open', options)
   if (typeof path !== 'string' || path === '')
@@ -145,7 +172,8 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const fixed = capacity(pkg.plan, sizes, path)
   const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
     device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
-  const runner = await openRunner(pkg, fixed)
+  const opened = await openRunner(pkg, fixed)
+  const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
   try {
     const { draft: draftPath } = sizes.speculative ?? {}

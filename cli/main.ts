@@ -11,6 +11,7 @@ import { diffCommand } from './diff.ts'
 import { doctorCommand } from './doctor.ts'
 import { inspectCommand } from './inspect.ts'
 import { parityCommand } from './parity.ts'
+import { replayCommand } from './replay.ts'
 import { runCommand } from './run.ts'
 import { exits, refuse } from './terminal.ts'
 import { verifyCommand } from './verify.ts'
@@ -30,6 +31,7 @@ for (const command of [
   verifyCommand,
   runCommand,
   parityCommand,
+  replayCommand,
   benchCommand,
   doctorCommand,
 ]) {

@@ -98,6 +98,10 @@ class CpuRunner implements Runner {
     return this.model.readState(state, unit)
   }
 
+  writeState(state: number, unit: number, bytes: Uint8Array): void {
+    this.model.writeState(state, unit, bytes)
+  }
+
   memory(): MemoryUse {
     return this.model.memory()
   }

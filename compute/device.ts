@@ -94,6 +94,8 @@ export interface Runner {
   trace?(step: StepView, result: ResultView): Promise<Trace>
   /** A copy of the bytes of one unit of a state, between steps; what they mean is the backend's own. */
   readState?(state: number, unit: number): Uint8Array
+  /** Puts such bytes back, between steps; all zero is what a unit holds before its first use. */
+  writeState?(state: number, unit: number, bytes: Uint8Array): void
   memory(): MemoryUse
   /** Starts counting time by instruction at zero, or ends it; between steps. A backend without it keeps no tally. */
   setTally?(on: boolean): void

@@ -27,6 +27,8 @@ export function readOutputs(plan: ExecutionPlan, step: StepView, buffer: ArrayBu
   return plan.instructions.map(({ outputs }) => outputs.map(read))
 }
 
+export const digestOf = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
+
 /** Units of state `index` that hold what the step writes: blocks of its positions, slots of its sequences; in order. */
 export function reachedUnits(plan: ExecutionPlan, step: StepView, index: number): number[] {
   const { kind, blockTokens } = plan.states[index]!
@@ -50,7 +52,7 @@ export function traceUnits(
   const digest = (state: number, unit: number): StateUnit => ({
     state,
     unit,
-    sha256: createHash('sha256').update(read(state, unit)).digest('hex'),
+    sha256: digestOf(read(state, unit)),
   })
   const ofState = (state: number) => reachedUnits(plan, step, state).map((unit) => digest(state, unit))
   return plan.instructions.map((instruction) => written(instruction).flatMap(ofState))

@@ -142,6 +142,10 @@ export interface Package {
   readonly generationConfigJson?: string
 }
 
+/** SHA-256 of the file of weights. */
+export const weightsHash = ({ manifest }: Pick<Package, 'manifest'>): string =>
+  manifest.files.find(({ path }) => path === WEIGHTS_FILE)!.sha256
+
 /**
  * `full` hashes every byte. `auto` does not hash again a large file that was hashed before and has not changed since, by
  * the receipt of it (receipt.ts). `structure` trusts the bytes of large files. Large: the weights, and a tokenizer.json

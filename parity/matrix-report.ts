@@ -103,6 +103,8 @@ export interface OperandStatistics {
 
 /** The first instruction that diverges, and how it was found. */
 export interface Divergence {
+  /** Row whose instruction it is. */
+  readonly judged: string
   readonly instruction: number
   readonly op: string
   readonly label: string

@@ -5,8 +5,10 @@
  * block of 256, and keys and values are kept in the checkpoint's dtype or, on request, as int8 by head and
  * position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well.
  */
+
+import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
-import type { ExecutionPlan } from '../plans/plan.ts'
+import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
 /** Unit roundoff: the largest relative error of rounding once to nearest. */
 export const roundoff = {
@@ -157,3 +159,55 @@ export const ACCUMULATION = 8
 
 /** Error of a float32 angle p * inv_freq, in radians: one rounding of the product, and as much in the reduction. */
 export const angle = (position: number) => 2 * roundoff.f32 * position
+
+/** Largest value of a quantised block of 256 over its rms, as above: what makes half a step of int8 a relative error. */
+const BLOCK_PEAK = 2.9
+
+/**
+ * Factor c of an instruction judged alone on its real operands: the rms of the errors of any one row is at most
+ * c * eps of the rms of the row, where eps is the coarsest rounding that the instruction makes of what it reads.
+ */
+export const aloneTolerances: Readonly<Record<OpName, OpTolerance>> = {
+  ...opTolerances,
+  embed: { c: 1, reason: 'one product; the stored row itself is exact' },
+  linear: {
+    c: 6,
+    reason:
+      'errors that add up at random give 1 / sqrt(3); outputs that cancel, and a gate times its product, up to 2.4 (8 models, 8 prompts of 200 tokens), with margin 2.5. Integers: half a step of a block whose largest value is 2.9 rms, 2.6 of that seen',
+  },
+  logits: { c: 6, reason: 'as linear: 2.1 seen, integers 1.5' },
+  attention: {
+    c: 30,
+    reason:
+      'a score of s rounds to eps * s, and so the weight of a position by as much: scores of trained models reach 20 before the soft-max; 12 seen, int8 states 13, with margin 2.3',
+  },
+  moe: { c: 12, reason: 'a linear after a gated linear' },
+}
+
+const coarsest = (plan: Pick<ExecutionPlan, 'tensors'>, weights: Instruction['weights']) => {
+  const dtypes = new Set(weights.flatMap((w) => (w === undefined ? [] : [plan.tensors[w]!])).map(matrixDType))
+  return dtypes.has('i4') || dtypes.has('i8')
+    ? BLOCK_PEAK * roundoff.i8
+    : dtypes.has('bf16')
+      ? roundoff.bf16
+      : roundoff.f32
+}
+/** What a product rounds its inputs for; scales and gains stand beside the matrix and say nothing. */
+const matrixDType = ({ dtype, layout }: ExecutionPlan['tensors'][number]): DType | undefined =>
+  layout === 'row' ? undefined : dtype
+
+const ofState = { f32: roundoff.f32, f16: roundoff.f16, bf16: roundoff.bf16, i8: roundoff.i8 } as const
+
+/** Largest relative error of a row of one instruction's output, alone; `position`: the last that the step reaches. */
+export function aloneTolerance(
+  plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
+  instruction: Instruction,
+  position: number,
+): number {
+  const { op, weights, states } = instruction
+  const { c } = aloneTolerances[op]
+  const stored = states.flatMap((use) => (use ? [ofState[plan.states[use.state]!.dtype as keyof typeof ofState]] : []))
+  const eps = Math.max(roundoff.f32, op === 'embed' ? 0 : coarsest(plan, weights), ...stored)
+  const turned = op === 'attention' || op === 'rope' ? c * angle(position) : 0
+  return c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32
+}

@@ -69,9 +69,10 @@ export class ReferenceRunner implements Runner {
     this.states = plan.states.map(createState)
   }
 
-  async trace(buffer: StepView, result: ResultView): Promise<Trace> {
+  async trace(buffer: StepView, result: ResultView, observe?: Observer): Promise<Trace> {
     const outputs: TracedOutput[][] = []
     await this.step(buffer, result, (index, values) => {
+      observe?.(index, values)
       const registers = this.plan.instructions[index]!.outputs
       outputs[index] = values.map(({ rows, width, data }, i) => ({
         register: registers[i]!,
@@ -88,6 +89,10 @@ export class ReferenceRunner implements Runner {
   readState(state: number, unit: number): Uint8Array {
     const values = this.states[state]?.unit(unit) ?? new Float64Array()
     return new Uint8Array(values.buffer).slice()
+  }
+
+  writeState(state: number, unit: number, bytes: Uint8Array): void {
+    this.states[state]!.unit(unit).set(new Float64Array(bytes.slice().buffer))
   }
 
   async step(buffer: StepView, result: ResultView, observe?: Observer): Promise<void> {
