@@ -79,7 +79,9 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   if (!set) return to_object(env, isa_fault(isa));
 
   Instance& instance = *env.GetInstanceData<Instance>();
-  if (Fault fault = Model::open(options, *set->table, instance.opening)) return to_object(env, fault);
+  std::unique_ptr<Model> opened;
+  if (Fault fault = Model::open(options, *set->table, opened)) return to_object(env, fault);
+  instance.opening = std::move(opened);
   instance.isa = set->name;
   instance.threads = options.threads;
   instance.pinning = std::move(pinned);
