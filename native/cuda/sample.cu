@@ -330,7 +330,7 @@ struct Row {
       uint32_t own[kBins / kThreads], sum = 0, total;
       for (uint32_t i = 0; i < kBins / kThreads; ++i) sum += own[i] = m.bins[threadIdx.x * (kBins / kThreads) + i];
       uint32_t upto = taken + before(sum, m.counts, total), full = kAll;
-      uint32_t fits = 0;
+      uint32_t fits = taken;
       for (uint32_t i = 0; i < kBins / kThreads; ++i) {
         upto += own[i];
         if (upto > kBatch && full == kAll) full = threadIdx.x * (kBins / kThreads) + i;
