@@ -89,6 +89,8 @@ export const errors = {
   ISA_UNAVAILABLE: config('instruction set "{isa}" is not available on this machine; available: {available}'),
   OUT_OF_MEMORY: device('{thing} needs {needed} bytes, {available} are available; lower maxSlots or contextTokens'),
   STEP_FAILED: device('a step failed in {where}: {reason}'),
+  DEVICE_FAILED: device('the device failed in {where}: {reason}; the step took no effect, retry it'),
+  DEVICE_LOST: device('{device} takes no more work: {reason}; start a new process, and run "ingot doctor" there'),
   WORKER_FAILED: device('a worker thread failed: {reason}'),
   // cancellation
   ABORTED: cancelled('the request was aborted by its signal'),

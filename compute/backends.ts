@@ -1,6 +1,7 @@
 /** Every backend by name, those that cannot run here included: they say why. */
 import { fail } from '../errors.ts'
 import { cpuBackend } from './cpu-backend.ts'
+import { cudaBackend } from './cuda-backend.ts'
 import type { Backend } from './device.ts'
 import { nullBackend } from './null.ts'
 import { referenceBackend } from './reference.ts'
@@ -19,7 +20,7 @@ function notBuilt(name: string, kernels: string): Backend {
 
 export const backends = {
   cpu: cpuBackend,
-  cuda: notBuilt('cuda', 'CUDA'),
+  cuda: cudaBackend,
   triton: notBuilt('triton', 'Triton'),
   tensorrt: notBuilt('tensorrt', 'TensorRT'),
   reference: referenceBackend,

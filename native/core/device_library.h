@@ -17,7 +17,6 @@ struct DeviceStatus {
   int major = 0, minor = 0;        // compute capability
   int driver = 0, runtime = 0;     // versions, 13000 for 13.0
   uint64_t memory = 0, available = 0;  // bytes
-  std::string products;            // why the vendor's matrix library is not used; empty: it can be
 };
 
 struct DeviceLibrary {

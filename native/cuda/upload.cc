@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../core/verify_rules.h"
 #include "repack.h"
 
 namespace ingot::cuda {
