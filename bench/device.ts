@@ -1,0 +1,177 @@
+/**
+ * Checks and measures a backend of this build in one go, for machines that hold nothing but the bundle of bench/bundle.sh:
+ * goldens, tasks, invariance, then the speed of real shapes with random weights. Prints one JSON document; progress and a
+ * table go to stderr. Exit 1 when a check fails.
+ */
+import { existsSync, readdirSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { Command } from 'commander'
+import { addon, packageRoot } from '../abi/native.ts'
+import { BLOCK_TOKENS } from '../abi/state.ts'
+import { compile, open } from '../index.ts'
+import { type GoldenCase, runGolden } from '../parity/golden.ts'
+import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
+import { runTasks } from '../parity/tasks.ts'
+import { writeCheckpoint } from './peers/checkpoint.ts'
+import { type ShapeName, shape, shapeNames } from './peers/shapes.ts'
+import { type BenchReport, bench } from './step.ts'
+
+interface Options {
+  readonly backend: string
+  readonly checks: readonly string[]
+  readonly shapes: readonly ShapeName[]
+  readonly formats: readonly ('none' | 'q8' | 'q4')[]
+  readonly batches: readonly number[]
+  readonly prefill: readonly number[]
+  readonly prompt: number
+  readonly generate: number
+  readonly deterministic: readonly boolean[]
+  readonly models: string
+}
+
+const checks = ['goldens', 'tasks', 'invariance']
+const say = (line: string) => process.stderr.write(`${line}\n`)
+const list = (text: string) => text.split(',').filter(Boolean)
+const numbers = (text: string) => list(text).map(Number)
+
+const root = packageRoot()
+const folderOf = (...parts: string[]) => {
+  const here = resolve(...parts)
+  return existsSync(here) ? here : join(root, ...parts)
+}
+
+/** The first line of an error, so that one broken case does not hide the others. */
+const reasonOf = (error: unknown) =>
+  `${(error as { code?: string }).code ?? ''} ${(error as Error).message.split('\n')[0]}`
+
+async function checkGoldens(folder: string, { backend, formats, deterministic }: Options) {
+  const goldens = folderOf('parity', 'goldens')
+  const names = readdirSync(goldens).filter((name) => existsSync(join(goldens, name, 'golden.safetensors')))
+  const rows: { name: string; quantize: string; pass: boolean; cases?: readonly GoldenCase[]; reason?: string }[] = []
+  for (const name of names)
+    for (const quantize of formats) {
+      try {
+        const { path } = await compile(join(goldens, name), {
+          out: join(folder, `${name}-${quantize}.ingot`),
+          quantize,
+        })
+        await using model = await open(path, { backend, deterministic: deterministic[0] })
+        const { pass, cases } = await runGolden(model, join(goldens, name, 'golden.safetensors'))
+        rows.push({ name, quantize, pass, cases })
+        say(`${pass ? 'pass' : 'FAIL'} ${name} ${quantize}${pass ? '' : `: ${cases.flatMap((c) => c.failures)[0]}`}`)
+      } catch (error) {
+        rows.push({ name, quantize, pass: false, reason: reasonOf(error) })
+        say(`FAIL ${name} ${quantize}: ${reasonOf(error)}`)
+      }
+    }
+  return rows
+}
+
+async function checkTasks(folder: string, { backend, formats, deterministic }: Options) {
+  const checkpoint = folderOf('checkpoints', 'storyteller-7m')
+  const least = { none: 350, q8: 345, q4: 346 }
+  const rows = []
+  for (const quantize of formats) {
+    const { path } = await compile(checkpoint, { out: join(folder, `storyteller-${quantize}.ingot`), quantize })
+    await using model = await open(path, { backend, maxSlots: 32, contextTokens: 256, deterministic: deterministic[0] })
+    const { correct, total } = await runTasks(model, join(checkpoint, 'tasks.json'))
+    rows.push({ quantize, correct, total, pass: correct >= least[quantize] })
+    say(`${correct >= least[quantize] ? 'pass' : 'FAIL'} storyteller-7m ${quantize}: ${correct} of ${total} tasks`)
+  }
+  return rows
+}
+
+async function checkEveryWay(folder: string, { backend, formats }: Options) {
+  const rows = []
+  const base = { contextTokens: 128, backend, deterministic: true }
+  for (const quantize of formats) {
+    const { path } = await compile(folderOf('checkpoints', 'storyteller-1m'), {
+      out: join(folder, `1m-${quantize}.ingot`),
+      quantize,
+    })
+    const reports = await checkInvariance(
+      path,
+      mixedRequests(64, 4096, 100),
+      standardVariations(base, 128 / BLOCK_TOKENS),
+    )
+    for (const { name, differing, happened, launchesPerStep } of reports) {
+      const pass = differing.length === 0 && happened
+      rows.push({ quantize, name, differing: differing.length, happened, launchesPerStep, pass })
+      say(
+        `${pass ? 'pass' : 'FAIL'} invariance ${quantize}, ${name}: ${differing.length} requests differ, ${launchesPerStep} launches`,
+      )
+    }
+  }
+  return rows
+}
+
+function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: BenchReport) {
+  say(`${name}: ${launchesPerStep.toFixed(0)} launches a step, opened in ${loadMs.toFixed(0)} ms`)
+  for (const p of prefill) say(`  prefill ${p.tokens} x ${p.batch}: ${p.tokensPerSecond.toFixed(0)} tok/s`)
+  for (const d of decode)
+    say(
+      `  decode x ${d.batch} at ${d.context}: ${d.tokensPerSecond.toFixed(0)} tok/s, ${d.msPerStep.toFixed(3)} ms, ${d.gigabytesPerSecond.toFixed(0)} GB/s`,
+    )
+}
+
+async function measure(options: Options) {
+  const rows: { shape: string; quantize: string; deterministic: boolean; report?: BenchReport; reason?: string }[] = []
+  for (const name of options.shapes) {
+    const checkpoint = join(options.models, name)
+    if (!existsSync(join(checkpoint, 'config.json'))) await writeCheckpoint(shape(name), checkpoint)
+    for (const quantize of options.formats) {
+      const { path } = await compile(checkpoint, { out: join(options.models, `${name}-${quantize}.ingot`), quantize })
+      for (const deterministic of options.deterministic) {
+        const { backend, prompt, generate } = options
+        const title = `${name} ${quantize}${deterministic ? ' deterministic' : ''}`
+        const shared = { backend, deterministic, generate, repeats: 1 }
+        try {
+          const report = await bench(path, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
+          rows.push({ shape: name, quantize, deterministic, report })
+          sayBench(title, report)
+          for (const tokens of options.prefill) {
+            const long = await bench(path, { ...shared, prompt: tokens, batches: [1], generate: 2, stepTokens: tokens })
+            rows.push({ shape: name, quantize, deterministic, report: long })
+            sayBench(title, long)
+          }
+        } catch (error) {
+          rows.push({ shape: name, quantize, deterministic, reason: reasonOf(error) })
+          say(`FAIL ${title}: ${reasonOf(error)}`)
+        }
+      }
+    }
+  }
+  return rows
+}
+
+const command = new Command('device')
+  .option('--backend <name>', 'what is checked', 'cuda')
+  .option('--checks <list>', `of ${checks.join(', ')}`, list, checks)
+  .option('--shapes <list>', `of ${shapeNames.join(', ')}`, list, [])
+  .option('--formats <list>', 'of none, q8, q4', list, ['none', 'q8', 'q4'])
+  .option('--batches <list>', 'sequences that decode', numbers, [1, 8, 32, 128])
+  .option('--prefill <list>', 'tokens of prompts that are computed in one step', numbers, [2048])
+  .option('--prompt <n>', 'tokens of each prompt before decoding', Number, 512)
+  .option('--generate <n>', 'steps of a decode run', Number, 64)
+  .option('--deterministic <list>', 'modes: true, false', (text) => list(text).map((mode) => mode === 'true'), [
+    true,
+    false,
+  ])
+  .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
+  .parse()
+const options = command.opts<Options>()
+const folder = await mkdtemp(join(tmpdir(), 'ingot-device-'))
+const wanted = (name: string) => options.checks.includes(name)
+const report = {
+  device: addon().cuda(),
+  goldens: wanted('goldens') ? await checkGoldens(folder, options) : [],
+  tasks: wanted('tasks') ? await checkTasks(folder, options) : [],
+  invariance: wanted('invariance') ? await checkEveryWay(folder, options) : [],
+  bench: await measure(options),
+}
+await rm(folder, { recursive: true, force: true })
+process.stdout.write(`${JSON.stringify(report)}\n`)
+const failed = [...report.goldens, ...report.tasks, ...report.invariance].some(({ pass }) => !pass)
+process.exitCode = failed || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0
