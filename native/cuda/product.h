@@ -1,7 +1,7 @@
 // x . weight^T, the product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
-// The order of every sum is fixed by k and the dtype of the weights alone, whatever the number of rows and the kernel:
-// K is cut into blocks of 256 and those, evenly, into at most kSegments runs; a run is summed by tensor cores from zero,
+// The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the kernel:
+// K is cut into blocks of 256 and those, evenly, into at most 8 or 16 runs; a run is summed by tensor cores from zero,
 // 16 products at a time, and the runs are added in order. Quantised weights start from zero at every block, whose sum is
 // fused into that of the run times the block's scale.
 #pragma once
@@ -13,7 +13,7 @@
 
 namespace ingot::cuda {
 
-constexpr uint32_t kSegments = 8, kTile = 16, kPadK = 32;
+constexpr uint32_t kTile = 16, kPadK = 32;
 static_assert(kTile == kBranchRun);
 
 __host__ __device__ constexpr uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -35,8 +35,11 @@ struct Product {
   __host__ __device__ uint32_t tokens() const { return x.rows; }
   __host__ __device__ uint32_t tiles() const { return ceil_div(branches * n, kTile); }
   __host__ __device__ uint32_t blocks() const { return ceil_div(k, kQuantBlock); }
-  __host__ __device__ uint32_t segment_blocks() const { return ceil_div(blocks(), kSegments); }
 };
+
+// Runs of K: more where few weight rows are long, so that enough of them is in flight.
+__host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 ? 16 : 8; }
+__host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
 
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
@@ -68,14 +71,21 @@ __device__ inline float biased(const Product& p, uint32_t r, float sum) {
   return p.softcap > 0 ? softcap(y, p.softcap) : y;
 }
 
-// Writes output (token, column) from the finished sums of its weight row and, of two branches, of the row that the first
-// multiplies, kTile behind.
-__device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other) {
+// Output `column` from the finished sums of its weight row and, of two branches, of the row that the first multiplies,
+// kTile behind.
+__device__ inline float finished(const Product& p, uint32_t column, float sum, float other, float residual) {
   const uint32_t r = p.branches == 2 ? column + column / kTile * kTile : column;
   float y = activate(p.activation, biased(p, r, sum));
   if (p.branches == 2) y *= biased(p, r + kTile, other);
-  if (p.residual.data) y += row_of<const float>(p.residual, token)[column];
-  store_float(p.out, token, column, y);
+  return p.residual.data ? y + residual : y;
+}
+
+__device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other, float residual) {
+  store_float(p.out, token, column, finished(p, column, sum, other, residual));
+}
+
+__device__ inline float residual_of(const Product& p, uint32_t token, uint32_t column) {
+  return p.residual.data ? row_of<const float>(p.residual, token)[column] : 0;
 }
 #endif
 

@@ -37,7 +37,7 @@ __global__ __launch_bounds__(kWarps * 32) void fma_product(const Product p) {
     if (i >= tokens) break;
     const float squares = warp_sum(s.squares[i]), factor = inverse_rms(p, &squares, 1);
     const float sum = warp_sum(s.of[0][i]) * factor, other = warp_sum(s.of[1][i]) * factor;
-    if (threadIdx.x % 32 == 0) finish(p, first + i, column, sum, other);
+    if (threadIdx.x % 32 == 0) finish(p, first + i, column, sum, other, residual_of(p, first + i, column));
   }
 }
 

@@ -7,6 +7,9 @@ namespace ingot::cuda {
 constexpr uint32_t kStreamTokens = 32;  // at most, for each pass over the weights
 
 cudaError_t product_stream(const Context& context, const Product& p);  // few tokens; any number, in passes
+bool blas_can(const Product& p);
+size_t blas_workspace(const Product& p);
+cudaError_t product_blas(const Context& context, const Product& p);    // many tokens; bits depend on how many
 cudaError_t product_f32(const Context& context, const Product& p);     // f32 weights
 
 template <class K>
@@ -37,6 +40,16 @@ __device__ inline uint32_t pack(float a, float b) {
     const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
     return *reinterpret_cast<const uint32_t*>(&v);
   }
+}
+
+// What the norm multiplies elements c .. c + 3 by; 1 without one.
+__device__ inline void load_norm(const Product& p, uint32_t c, float (&v)[4]) {
+  if (p.norm && c + 3 < p.k) {
+    const float4 f = __ldg(reinterpret_cast<const float4*>(p.norm + c));
+    v[0] = p.norm_offset + f.x, v[1] = p.norm_offset + f.y, v[2] = p.norm_offset + f.z, v[3] = p.norm_offset + f.w;
+    return;
+  }
+  for (uint32_t j = 0; j < 4; ++j) v[j] = !p.norm ? 1 : c + j < p.k ? p.norm_offset + __ldg(p.norm + c + j) : 0;
 }
 
 // Elements c .. c + 3 of a row of k, zeros past its end; `wide`: rows start at multiples of 16 bytes and k is one of 4.

@@ -7,17 +7,17 @@
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kWarps = kSegments, kThreads = kWarps * 32;
 constexpr uint32_t kPartialStride = 20;  // floats of a token's 16 sums, apart so that a warp's stores meet no bank twice
+constexpr uint32_t kPrefetched = 64 << 10;  // bytes of weights asked for ahead, a block
 
 // Elements from one token's x to the next one's in shared memory; 64 bytes past a multiple of 128, so that tokens
 // alternate between halves of the banks.
 __host__ __device__ constexpr uint32_t staged_stride(uint32_t k) { return round_up(k, kQuantBlock) + 32; }
 
 size_t partial_bytes(const Product& p, uint32_t columns) {
-  return size_t{2} * p.branches * kWarps * columns * kPartialStride * sizeof(float);
+  return size_t{2} * p.branches * segments_of(p) * columns * kPartialStride * sizeof(float);
 }
-size_t staged_bytes(const Product& p, uint32_t tokens) { return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * kWarps); }
+size_t staged_bytes(const Product& p, uint32_t tokens) { return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p)); }
 
 // Where a lane is in its warp's stream of weights: block `block` of tile `tile`.
 struct Cursor {
@@ -63,54 +63,91 @@ struct Held {
   __device__ static size_t row_bytes(const Product& p) { return size_t{round_up(p.k, kPadK)} / W::kElements * 16; }
 };
 
-// Rows first .. first + tokens of x into shared memory as 16-bit operands, times their norm's weight; inverse root mean
-// squares beside them. Calls wait_for_inputs.
+// Four elements of a staged row as 16-bit operands at column c.
 template <class W>
-__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares, float* factors) {
-  constexpr uint32_t kGroups = 4, kSpan = kThreads * 4 * kGroups;
-  const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k), warp = threadIdx.x / 32;
-  const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
-  for (uint32_t base = 0; base < end; base += kSpan) {
-    float weight[kGroups][4];
-    for (uint32_t i = 0; i < kGroups; ++i)
-      for (uint32_t j = 0; j < 4; ++j) {
-        const uint32_t c = base + (i * kThreads + threadIdx.x) * 4 + j;
-        weight[i][j] = p.norm ? (c < p.k ? p.norm_offset + __ldg(p.norm + c) : 0) : 1;
-      }
-    if (base == 0) wait_for_inputs();
-    for (uint32_t token = 0; token < tokens; ++token) {
-      float v[kGroups][4], sum = 0;
-      for (uint32_t i = 0; i < kGroups; ++i) load_four(p.x, first + token, base + (i * kThreads + threadIdx.x) * 4, p.k, wide, v[i]);
-      for (uint32_t i = 0; i < kGroups; ++i)
-        for (uint32_t j = 0; j < 4; ++j) {
-          sum = fmaf(v[i][j], v[i][j], sum);
-          v[i][j] *= weight[i][j];
-        }
-      if (p.norm) {
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) squares[token * kWarps + warp] = base ? squares[token * kWarps + warp] + sum : sum;
-      }
-      for (uint32_t i = 0; i < kGroups; ++i) {
-        const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
-        if (c >= end) continue;
-        const uint2 four{pack<W::kHalf>(v[i][0], v[i][1]), pack<W::kHalf>(v[i][2], v[i][3])};
-        uint16_t* to = staged + token * stride;
-        if constexpr (W::kInterleaved) {  // 0 4 1 5 2 6 3 7: this is the first or the second four
-          uint16_t* eight = to + c / 8 * 8 + c % 8 / 4;
-          eight[0] = uint16_t(four.x), eight[2] = four.x >> 16, eight[4] = uint16_t(four.y), eight[6] = four.y >> 16;
-        } else {
-          *reinterpret_cast<uint2*>(to + c) = four;
-        }
-      }
-    }
+__device__ void store_four(uint16_t* row, uint32_t c, const float (&v)[4]) {
+  const uint2 four{pack<W::kHalf>(v[0], v[1]), pack<W::kHalf>(v[2], v[3])};
+  if constexpr (W::kInterleaved) {  // 0 4 1 5 2 6 3 7: these are the first or the second four
+    uint16_t* eight = row + c / 8 * 8 + c % 8 / 4;
+    eight[0] = uint16_t(four.x), eight[2] = uint16_t(four.x >> 16), eight[4] = uint16_t(four.y), eight[6] = uint16_t(four.y >> 16);
+  } else {
+    *reinterpret_cast<uint2*>(row + c) = four;
   }
-  __syncthreads();
-  for (uint32_t token = threadIdx.x; token < tokens; token += kThreads) factors[token] = inverse_rms(p, squares + token * kWarps, kWarps);
-  __syncthreads();
 }
 
-template <class W, uint32_t kColumns>  // tokens at once, in eights
-__global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
+// Rows first .. first + tokens of x into shared memory as 16-bit operands, times their norm's weight, and the sums of
+// squares of each warp's elements. kTokens rows are in flight at once. Calls wait_for_inputs.
+template <class W, uint32_t kTokens, uint32_t kWarps>
+__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
+  constexpr uint32_t kThreads = kWarps * 32, kGroups = kTokens == 1 ? 4 : 1, kSpan = kThreads * 4 * kGroups;
+  const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k);
+  const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
+  for (uint32_t token = 0; token < tokens; token += kTokens) {
+    float sum[kTokens] = {};
+    for (uint32_t base = 0; base < end; base += kSpan) {
+      float weight[kGroups][4], v[kTokens][kGroups][4];
+#pragma unroll
+      for (uint32_t i = 0; i < kGroups; ++i) load_norm(p, base + (i * kThreads + threadIdx.x) * 4, weight[i]);
+      if (token == 0 && base == 0) wait_for_inputs();
+#pragma unroll
+      for (uint32_t j = 0; j < kTokens; ++j)
+#pragma unroll
+        for (uint32_t i = 0; i < kGroups; ++i)
+          load_four(p.x, first + token + j, base + (i * kThreads + threadIdx.x) * 4, token + j < tokens ? p.k : 0, wide, v[j][i]);
+#pragma unroll
+      for (uint32_t j = 0; j < kTokens; ++j)
+#pragma unroll
+        for (uint32_t i = 0; i < kGroups; ++i) {
+#pragma unroll
+          for (uint32_t e = 0; e < 4; ++e) {
+            sum[j] = fmaf(v[j][i][e], v[j][i][e], sum[j]);
+            v[j][i][e] *= weight[i][e];
+          }
+          const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
+          if (c < end && token + j < tokens) store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
+        }
+    }
+    if (p.norm)
+      for (uint32_t j = 0; j < kTokens; ++j) {
+        const float all = warp_sum(sum[j]);
+        if (threadIdx.x % 32 == 0 && token + j < tokens) squares[(token + j) * kWarps + threadIdx.x / 32] = all;
+      }
+  }
+}
+
+// Whether rows of x are operands as they lie.
+template <class W>
+__device__ bool copies(const Product& p) {
+  return !W::kInterleaved && !p.norm && p.x.dtype == (W::kHalf ? DType::f16 : DType::bf16) && p.k % kQuantBlock == 0 &&
+         p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
+}
+
+// Rows that are operands already, all in flight at once.
+__device__ void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, uint32_t threads) {
+  wait_for_inputs();
+  for (uint32_t token = 0; token < tokens; ++token)
+    for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8) {
+      const uint32_t to = uint32_t(__cvta_generic_to_shared(staged + size_t{token} * staged_stride(p.k) + c));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(row_of<const uint16_t>(p.x, first + token) + c) : "memory");
+    }
+  asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+}
+
+// Asks for the first `bytes` of the rows that this block reads, ahead of the loads, which registers limit.
+template <class W>
+__device__ void prefetch(const Product& p, uint32_t tile, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t row_bytes = uint32_t(Held<W>::row_bytes(p)), of_item = kTile * p.branches;
+  const uint32_t row = threadIdx.x % of_item, item = threadIdx.x / of_item;
+  const size_t at = size_t{tile + item * gridDim.x * p.branches} * kTile + row;
+  if ((threadIdx.x + 1) * row_bytes <= bytes && at < p.tiles() * kTile)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p.weight + at * row_bytes), "r"(row_bytes));
+#endif
+}
+
+template <class W, uint32_t kColumns, uint32_t kWarps>  // tokens at once, in eights
+__global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
+  constexpr uint32_t kThreads = kWarps * 32;
   extern __shared__ __align__(16) std::byte shared[];
   const uint32_t first_token = blockIdx.y * tokens_per_pass;
   const uint32_t tokens = min(tokens_per_pass, p.tokens() - first_token);
@@ -121,7 +158,7 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
   float* factors = reinterpret_cast<float*>(staged + size_t{tokens} * staged_stride(p.k));
   float* squares = factors + tokens;
 
-  const uint32_t tiles = p.tiles(), per = p.segment_blocks(), warps = ceil_div(p.blocks(), per);
+  const uint32_t tiles = p.tiles(), per = segment_blocks(p), warps = ceil_div(p.blocks(), per);
   const uint32_t first = min(warp * per, p.blocks()), last = min(first + per, p.blocks());
   const bool works = first < last;
   Held<W> held;
@@ -132,10 +169,24 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
     held.load_scales(p, next);
     next.advance(first, last, p.branches);
   }
-  stage<W>(p, first_token, tokens, staged, squares, factors);
+  if (per > 1) prefetch<W>(p, blockIdx.x * p.branches, kPrefetched);
+  if (copies<W>(p)) copy_rows(p, first_token, tokens, staged, kThreads);
+  else if (tokens == 1) stage<W, 1, kWarps>(p, first_token, tokens, staged, squares);
+  else stage<W, 4, kWarps>(p, first_token, tokens, staged, squares);
+  __syncthreads();
+  // Read after the next barrier only.
+  for (uint32_t token = threadIdx.x; token < tokens; token += kThreads) factors[token] = inverse_rms(p, squares + token * kWarps, kWarps);
 
   uint32_t parity = 0;
   for (uint32_t item = blockIdx.x; item * p.branches < tiles; item += gridDim.x, parity ^= 1) {
+    // The threads that finish are others each time, so that no warp's stream waits for all.
+    const uint32_t thread = (threadIdx.x + item / gridDim.x * 32) % kThreads;
+    const auto residual_at = [&](uint32_t i) {
+      const uint32_t column = item * kTile + i % kTile;
+      const bool exists = p.residual.data && i < kTile * tokens && column < p.n;
+      return exists ? row_of<const float>(p.residual, first_token + i / kTile)[column] : 0.0f;
+    };
+    const float residual = residual_at(thread);
     float* meeting = partials + parity * p.branches * tile_floats;
     for (uint32_t branch = 0; branch < p.branches && works; ++branch) {
       float sum[kColumns][4] = {};
@@ -176,8 +227,6 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
           mine[(column * 8 + 2 * t + i % 2) * kPartialStride + g + i / 2 * 8] = sum[column][i];
     }
     __syncthreads();
-    // The threads that finish are others each time, so that no warp's stream waits for all.
-    const uint32_t thread = (threadIdx.x + item / gridDim.x * 32) % kThreads;
     for (uint32_t i = thread; i < kTile * tokens; i += kThreads) {
       const uint32_t token = i / kTile, row = i % kTile, column = item * kTile + row;
       if (column >= p.n) continue;
@@ -186,20 +235,26 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
         for (uint32_t w = 0; w < warps; ++w)
           sums[branch] += meeting[branch * tile_floats + (w * kColumns * 8 + token) * kPartialStride + row];
       const float factor = p.norm ? factors[token] : 1;
-      finish(p, first_token + token, column, sums[0] * factor, sums[1] * factor);
+      finish(p, first_token + token, column, sums[0] * factor, sums[1] * factor,
+             i < kThreads ? residual : residual_at(i));
     }
   }
 }
 
-template <class W, uint32_t kColumns>
+template <class W, uint32_t kColumns, uint32_t kWarps>
 cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tokens_per_pass) {
   const size_t shared = partial_bytes(p, kColumns * 8) + staged_bytes(p, tokens_per_pass);
-  const auto kernel = stream<W, kColumns>;
+  const auto kernel = stream<W, kColumns, kWarps>;
   if (const cudaError_t error = allow_shared(kernel, context.device)) return error;
-  const uint32_t items = p.tiles() / p.branches + (p.tiles() % p.branches != 0);
-  const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes ? 2 : 1);
+  const uint32_t items = ceil_div(p.tiles(), p.branches);
+  const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes && kWarps == 8 ? 2 : 1);
   return launch(context, kernel,
-                {{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kThreads, shared}, p, tokens_per_pass);
+                {{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kWarps * 32, shared}, p, tokens_per_pass);
+}
+
+template <class W, uint32_t kColumns>
+cudaError_t with_segments(const Context& context, const Product& p, uint32_t tokens) {
+  return segments_of(p) == 8 ? launch_stream<W, kColumns, 8>(context, p, tokens) : launch_stream<W, kColumns, 16>(context, p, tokens);
 }
 
 template <class W>
@@ -207,9 +262,9 @@ cudaError_t stream_of(const Context& context, const Product& p) {
   uint32_t tokens = p.tokens() < kStreamTokens ? p.tokens() : kStreamTokens;
   while (tokens > 1 && partial_bytes(p, round_up(tokens, 8)) + staged_bytes(p, tokens) > context.device.shared_bytes) --tokens;
   tokens = ceil_div(p.tokens(), ceil_div(p.tokens(), tokens));  // passes alike
-  if (tokens <= 8) return launch_stream<W, 1>(context, p, tokens);
-  if (tokens <= 16) return launch_stream<W, 2>(context, p, tokens);
-  return launch_stream<W, 4>(context, p, tokens);
+  if (tokens <= 8) return with_segments<W, 1>(context, p, tokens);
+  if (tokens <= 16) return with_segments<W, 2>(context, p, tokens);
+  return with_segments<W, 4>(context, p, tokens);
 }
 
 }  // namespace
