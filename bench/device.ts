@@ -14,9 +14,10 @@ import { compile, open } from '../index.ts'
 import { type GoldenCase, runGolden } from '../parity/golden.ts'
 import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
 import { runTasks } from '../parity/tasks.ts'
+import { quantile, randomPrompts } from './measure.ts'
 import { writeCheckpoint } from './peers/checkpoint.ts'
 import { type ShapeName, shape, shapeNames } from './peers/shapes.ts'
-import { type BenchReport, bench } from './step.ts'
+import { type BenchReport, bench, openForBench, timeDecode } from './step.ts'
 
 interface Options {
   readonly backend: string
@@ -29,6 +30,7 @@ interface Options {
   readonly generate: number
   readonly deterministic: readonly boolean[]
   readonly models: string
+  readonly breakdown?: boolean
 }
 
 const checks = ['goldens', 'tasks', 'invariance']
@@ -116,8 +118,48 @@ function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: Be
     )
 }
 
+/** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
+async function breakdown(path: string, { backend, prompt, generate }: Options, deterministic: boolean, batch: number) {
+  const shared = { backend, deterministic, prompt, generate, repeats: 1 }
+  await using model = await openForBench(path, { ...shared, batches: [batch], stepTokens: 2048 })
+  const prompts = randomPrompts(batch, prompt, model.info.vocab, 1)
+  await timeDecode(model, prompts, generate)
+  const before = model.stats()
+  const times = await timeDecode(model, prompts, generate)
+  const after = model.stats()
+  const spent = (field: 'deviceMicrosecondsPerStep' | 'hostMicrosecondsPerStep') =>
+    (after[field] * after.steps - before[field] * before.steps) / (after.steps - before.steps)
+  await model.setTally(true)
+  await timeDecode(model, prompts, generate)
+  const tally = (await model.tally())!.decode
+  const sums: Record<string, number> = {}
+  for (const [i, { op, weights, outputs }] of model.plan.instructions.entries()) {
+    const width = model.plan.registers[outputs[0]!]?.width
+    const name = weights[0] === undefined ? op : `${op} ${model.plan.tensors[weights[0]]!.cols}->${width}`
+    sums[name] = (sums[name] ?? 0) + tally.instructionNanoseconds[i]! / tally.steps / 1000
+  }
+  const wall = 1000 * quantile(times, 0.5)
+  const [device, host] = [spent('deviceMicrosecondsPerStep'), spent('hostMicrosecondsPerStep')]
+  say(
+    `  step x ${batch}: ${wall.toFixed(0)} us, native mean ${device.toFixed(0)}, host ${host.toFixed(0)}; alone, by opcode:`,
+  )
+  say(
+    `    ${Object.entries(sums)
+      .map(([name, us]) => `${name} ${us.toFixed(0)}`)
+      .join(', ')}`,
+  )
+  return { batch, wall, device, host, opcodes: sums }
+}
+
 async function measure(options: Options) {
-  const rows: { shape: string; quantize: string; deterministic: boolean; report?: BenchReport; reason?: string }[] = []
+  const rows: {
+    shape: string
+    quantize: string
+    deterministic: boolean
+    report?: BenchReport
+    steps?: unknown[]
+    reason?: string
+  }[] = []
   for (const name of options.shapes) {
     const checkpoint = join(options.models, name)
     if (!existsSync(join(checkpoint, 'config.json'))) await writeCheckpoint(shape(name), checkpoint)
@@ -129,8 +171,11 @@ async function measure(options: Options) {
         const shared = { backend, deterministic, generate, repeats: 1 }
         try {
           const report = await bench(path, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
-          rows.push({ shape: name, quantize, deterministic, report })
+          const steps: Awaited<ReturnType<typeof breakdown>>[] = []
+          rows.push({ shape: name, quantize, deterministic, report, steps })
           sayBench(title, report)
+          if (options.breakdown)
+            for (const batch of options.batches) steps.push(await breakdown(path, options, deterministic, batch))
           for (const tokens of options.prefill) {
             const long = await bench(path, { ...shared, prompt: tokens, batches: [1], generate: 2, stepTokens: tokens })
             rows.push({ shape: name, quantize, deterministic, report: long })
@@ -159,6 +204,7 @@ const command = new Command('device')
     true,
     false,
   ])
+  .option('--breakdown', 'also where a decode step spends its time')
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
   .parse()
 const options = command.opts<Options>()

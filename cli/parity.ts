@@ -6,11 +6,13 @@ import { Command, Option } from 'commander'
 import { fail } from '../errors.ts'
 import { compile, open } from '../index.ts'
 import { printParity, runGolden } from '../parity/golden.ts'
+import { deterministicFlag } from './arguments.ts'
 import { finish, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
   readonly golden: string
   readonly backend: string
+  readonly deterministic?: boolean
   readonly isa?: string
   readonly quantize: 'none' | 'q8' | 'q4'
   readonly state: 'checkpoint' | 'q8'
@@ -40,7 +42,8 @@ export const parityCommand = new Command('parity')
   .description('compare a backend with reference outputs; exit 1 when it fails')
   .argument('<package|checkpoint>')
   .requiredOption('--golden <file>', 'safetensors of reference outputs')
-  .option('--backend <name>', 'cpu, reference', 'cpu')
+  .option('--backend <name>', 'cpu, cuda, reference', 'cpu')
+  .addOption(deterministicFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .addOption(
     new Option('--quantize <kind>', 'weight format, when a checkpoint is given')
@@ -55,7 +58,11 @@ export const parityCommand = new Command('parity')
   .action((path: string, options: Options) =>
     finish(() =>
       packageOf(path, options, async (compiled) => {
-        await using model = await open(compiled, { backend: options.backend, ...(options.isa && { isa: options.isa }) })
+        await using model = await open(compiled, {
+          backend: options.backend,
+          ...(options.deterministic && { deterministic: true }),
+          ...(options.isa && { isa: options.isa }),
+        })
         const bar = progress(options, 'parity')
         const report = await runGolden(model, options.golden, { onProgress: bar })
         print(options, report, printParity(report))
