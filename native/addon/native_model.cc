@@ -34,7 +34,7 @@ NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
     return;
   }
   try {
-    thread_.emplace();
+    thread_.emplace(instance.spin);
   } catch (const std::exception& error) {
     Napi::Error::New(info.Env(), error.what()).ThrowAsJavaScriptException();
     return;

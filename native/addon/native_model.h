@@ -20,6 +20,8 @@ struct Instance {
   std::string isa;
   unsigned threads = 0;
   Pinning pinning{};
+  // How long the step thread polls for the next step: waking it up takes as long as some steps of a device.
+  std::chrono::microseconds spin{40};
 };
 
 class NativeModel : public Napi::ObjectWrap<NativeModel> {

@@ -61,6 +61,7 @@ Napi::Value open_on_cuda(Napi::Env env, const ModelOptions& options) {
   const DeviceStatus status = cuda_status();
   instance.isa = "sm_" + std::to_string(status.major) + std::to_string(status.minor);
   instance.threads = 1;
+  instance.spin = std::chrono::milliseconds(1);
   instance.pinning = {false, "its threads are on the device"};
   return make_model(instance);
 }
@@ -105,6 +106,7 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   instance.opening = std::move(opened);
   instance.isa = set->name;
   instance.threads = options.threads;
+  instance.spin = std::chrono::microseconds(40);
   instance.pinning = std::move(pinned);
   return make_model(instance);
 }
