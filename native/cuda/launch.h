@@ -8,6 +8,7 @@ namespace ingot::cuda {
 struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;
+  uint32_t cluster = 1;  // blocks along x that share memory; more than one needs compute capability 9.0
 };
 
 template <class... P, class... A>
@@ -17,11 +18,13 @@ cudaError_t launch(const Context& context, void (*kernel)(P...), const Grid& gri
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = context.stream;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = context.device.major >= 9 ? 1 : 0;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {grid.cluster, 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = context.device.major < 9 ? 0 : grid.cluster > 1 ? 2 : 1;
   ++*context.launches;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
 }

@@ -2,7 +2,7 @@
 //
 // The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the kernel:
 // K is cut into blocks of 256 and those, evenly, into at most 8 or 16 runs; a run is summed by tensor cores from zero,
-// 16 products at a time, and the runs are added in order. Quantised weights start from zero at every block, whose sum is
+// 16 products at a time; the runs of a group are added in order, and so are the groups. Quantised weights start from zero at every block, whose sum is
 // fused into that of the run times the block's scale.
 #pragma once
 #include <cuda_bf16.h>
@@ -38,8 +38,15 @@ struct Product {
 };
 
 // Runs of K: more where few weight rows are long, so that enough of them is in flight.
-__host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 ? 16 : 8; }
+__host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8; }
 __host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
+
+// Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy.
+__host__ __device__ inline uint32_t groups_of(const Product& p) {
+  uint32_t groups = 8;
+  while (groups > 1 && ceil_div(p.tiles(), 8) * groups > 144) groups /= 2;
+  return groups;
+}
 
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);

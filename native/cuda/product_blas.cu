@@ -36,7 +36,7 @@ Parts parts_of(const Product& p) {
   const auto pages = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   const size_t k = round_up(p.k, kPadK);
   Parts parts{};
-  parts.rows = kCublasWorkspace;
+  parts.rows = kCounterBytes + kCublasWorkspace;
   parts.weights = parts.rows + (ready(p) ? 0 : pages(p.tokens() * k * 2));
   parts.sums = parts.weights + (quantised(p) ? pages(slice_rows(p) * k * 2) : 0);
   parts.end = parts.sums + (plain(p) ? 0 : pages(size_t{p.tokens()} * slice_rows(p) * byte_size(scratch_type(p), 1)));
@@ -129,7 +129,7 @@ cudaError_t slice(const Context& context, const Product& p, const Parts& parts, 
   const void* c = add ? p.residual.data + first * size : sums.data;
   const Gemm gemm{rows, p.tokens(), p.k, operand_of(p), result, weight, x, c, sums.data, k, ldx,
                   (add ? p.residual.stride : sums.stride) / size, sums.stride / size, add ? 1.0f : 0.0f};
-  if (const cudaError_t e = cublaslt_gemm(context, gemm, work)) return e;
+  if (const cudaError_t e = cublaslt_gemm(context, gemm, work + kCounterBytes)) return e;
   if (plain(p)) return cudaSuccess;
   const uint32_t columns = rows / p.branches;
   return launch(context, finish_sums, {{ceil_div(columns, kThreads * 4), p.tokens()}, kThreads}, p, sums, first / p.branches, columns);

@@ -6,7 +6,12 @@ namespace ingot::cuda {
 
 constexpr uint32_t kStreamTokens = 32;  // at most, for each pass over the weights
 
+constexpr size_t kCounterBytes = 256;  // at the start of the workspace, zeros between launches
+
 cudaError_t product_stream(const Context& context, const Product& p);  // few tokens; any number, in passes
+bool tile_can(const Device& device, const Product& p);
+size_t tile_workspace(const Product& p);
+cudaError_t product_tile(const Context& context, const Product& p);    // more than a few tokens; same bits as the stream
 bool blas_can(const Product& p);
 size_t blas_workspace(const Product& p);
 cudaError_t product_blas(const Context& context, const Product& p);    // many tokens; bits depend on how many

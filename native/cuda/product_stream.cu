@@ -1,8 +1,7 @@
 // Products of few tokens: every weight is read once, straight from memory into the registers of the warp that multiplies
 // it. A block of 8 warps takes tiles of 16 weight rows; each warp sums one segment of K of all of them, and the segments
 // meet in shared memory.
-#include "mma.h"
-#include "product_kernels.h"
+#include "product_rows.h"
 
 namespace ingot::cuda {
 namespace {
@@ -10,128 +9,10 @@ namespace {
 constexpr uint32_t kPartialStride = 20;  // floats of a token's 16 sums, apart so that a warp's stores meet no bank twice
 constexpr uint32_t kPrefetched = 64 << 10;  // bytes of weights asked for ahead, a block
 
-// Elements from one token's x to the next one's in shared memory; 64 bytes past a multiple of 128, so that tokens
-// alternate between halves of the banks.
-__host__ __device__ constexpr uint32_t staged_stride(uint32_t k) { return round_up(k, kQuantBlock) + 32; }
-
 size_t partial_bytes(const Product& p, uint32_t columns) {
   return size_t{2} * p.branches * segments_of(p) * columns * kPartialStride * sizeof(float);
 }
 size_t staged_bytes(const Product& p, uint32_t tokens) { return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p)); }
-
-// Where a lane is in its warp's stream of weights: block `block` of tile `tile`.
-struct Cursor {
-  uint32_t tile, block;
-  __device__ void advance(uint32_t first, uint32_t last, uint32_t branches) {
-    if (++block < last) return;
-    block = first;
-    tile = (tile + 1) % branches ? tile + 1 : tile + 1 + (gridDim.x - 1) * branches;
-  }
-};
-
-// The weights of one block of 16 rows, spread over a warp: rows g and g + 8 of each slot.
-template <class W>
-struct Held {
-  static constexpr uint32_t kSlots = kQuantBlock / (4 * W::kElements);
-  uint4 low[kSlots], high[kSlots];
-  int8_t sub_low[kSlots], sub_high[kSlots];
-  __half scale_low, scale_high;
-
-  __device__ void load(const Product& p, const Cursor& at, uint32_t slot) {
-    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const uint32_t k = at.block * kQuantBlock + (slot * 4 + t) * W::kElements;
-    const size_t row = size_t{at.tile} * kTile + g, stride = row_bytes(p);
-    const bool valid = at.tile < p.tiles() && k < round_up(p.k, kPadK);
-    const std::byte* from = p.weight + row * stride + k / W::kElements * 16;
-    low[slot] = load_weights(from, valid);
-    high[slot] = load_weights(from + 8 * stride, valid);
-    if constexpr (W::kInterleaved) {
-      const uint32_t groups = ceil_div(p.k, kQuantGroup);
-      const int8_t* sub = p.sub_scales + row * groups + k / kQuantGroup;
-      sub_low[slot] = valid ? __ldg(sub) : 0;
-      sub_high[slot] = valid ? __ldg(sub + 8 * groups) : 0;
-    }
-  }
-  __device__ void load_scales(const Product& p, const Cursor& at) {
-    if constexpr (W::kQuantised) {
-      const size_t row = size_t{at.tile} * kTile + threadIdx.x % 32 / 4;
-      if (at.tile >= p.tiles()) return;
-      scale_low = __ldg(p.scales + row * p.blocks() + at.block);
-      scale_high = __ldg(p.scales + (row + 8) * p.blocks() + at.block);
-    }
-  }
-  __device__ static size_t row_bytes(const Product& p) { return size_t{round_up(p.k, kPadK)} / W::kElements * 16; }
-};
-
-// Four elements of a staged row as 16-bit operands at column c.
-template <class W>
-__device__ void store_four(uint16_t* row, uint32_t c, const float (&v)[4]) {
-  const uint2 four{pack<W::kHalf>(v[0], v[1]), pack<W::kHalf>(v[2], v[3])};
-  if constexpr (W::kInterleaved) {  // 0 4 1 5 2 6 3 7: these are the first or the second four
-    uint16_t* eight = row + c / 8 * 8 + c % 8 / 4;
-    eight[0] = uint16_t(four.x), eight[2] = uint16_t(four.x >> 16), eight[4] = uint16_t(four.y), eight[6] = uint16_t(four.y >> 16);
-  } else {
-    *reinterpret_cast<uint2*>(row + c) = four;
-  }
-}
-
-// Rows first .. first + tokens of x into shared memory as 16-bit operands, times their norm's weight, and the sums of
-// squares of each warp's elements. kTokens rows are in flight at once. Calls wait_for_inputs.
-template <class W, uint32_t kTokens, uint32_t kWarps>
-__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
-  constexpr uint32_t kThreads = kWarps * 32, kGroups = kTokens == 1 ? 4 : 1, kSpan = kThreads * 4 * kGroups;
-  const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k);
-  const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
-  for (uint32_t token = 0; token < tokens; token += kTokens) {
-    float sum[kTokens] = {};
-    for (uint32_t base = 0; base < end; base += kSpan) {
-      float weight[kGroups][4], v[kTokens][kGroups][4];
-#pragma unroll
-      for (uint32_t i = 0; i < kGroups; ++i) load_norm(p, base + (i * kThreads + threadIdx.x) * 4, weight[i]);
-      if (token == 0 && base == 0) wait_for_inputs();
-#pragma unroll
-      for (uint32_t j = 0; j < kTokens; ++j)
-#pragma unroll
-        for (uint32_t i = 0; i < kGroups; ++i)
-          load_four(p.x, first + token + j, base + (i * kThreads + threadIdx.x) * 4, token + j < tokens ? p.k : 0, wide, v[j][i]);
-#pragma unroll
-      for (uint32_t j = 0; j < kTokens; ++j)
-#pragma unroll
-        for (uint32_t i = 0; i < kGroups; ++i) {
-#pragma unroll
-          for (uint32_t e = 0; e < 4; ++e) {
-            sum[j] = fmaf(v[j][i][e], v[j][i][e], sum[j]);
-            v[j][i][e] *= weight[i][e];
-          }
-          const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
-          if (c < end && token + j < tokens) store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
-        }
-    }
-    if (p.norm)
-      for (uint32_t j = 0; j < kTokens; ++j) {
-        const float all = warp_sum(sum[j]);
-        if (threadIdx.x % 32 == 0 && token + j < tokens) squares[(token + j) * kWarps + threadIdx.x / 32] = all;
-      }
-  }
-}
-
-// Whether rows of x are operands as they lie.
-template <class W>
-__device__ bool copies(const Product& p) {
-  return !W::kInterleaved && !p.norm && p.x.dtype == (W::kHalf ? DType::f16 : DType::bf16) && p.k % kQuantBlock == 0 &&
-         p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
-}
-
-// Rows that are operands already, all in flight at once.
-__device__ void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, uint32_t threads) {
-  wait_for_inputs();
-  for (uint32_t token = 0; token < tokens; ++token)
-    for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8) {
-      const uint32_t to = uint32_t(__cvta_generic_to_shared(staged + size_t{token} * staged_stride(p.k) + c));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(row_of<const uint16_t>(p.x, first + token) + c) : "memory");
-    }
-  asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
-}
 
 // Asks for the first `bytes` of the rows that this block reads, ahead of the loads, which registers limit.
 template <class W>
@@ -159,6 +40,7 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
   float* squares = factors + tokens;
 
   const uint32_t tiles = p.tiles(), per = segment_blocks(p), warps = ceil_div(p.blocks(), per);
+  const uint32_t together = kWarps / groups_of(p);
   const uint32_t first = min(warp * per, p.blocks()), last = min(first + per, p.blocks());
   const bool works = first < last;
   Held<W> held;
@@ -232,8 +114,12 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
       if (column >= p.n) continue;
       float sums[2] = {};
       for (uint32_t branch = 0; branch < p.branches; ++branch)
-        for (uint32_t w = 0; w < warps; ++w)
-          sums[branch] += meeting[branch * tile_floats + (w * kColumns * 8 + token) * kPartialStride + row];
+        for (uint32_t group = 0; group < kWarps; group += together) {
+          float sum = 0;
+          for (uint32_t w = group; w < min(group + together, warps); ++w)
+            sum += meeting[branch * tile_floats + (w * kColumns * 8 + token) * kPartialStride + row];
+          sums[branch] += sum;
+        }
       const float factor = p.norm ? factors[token] : 1;
       finish(p, first_token + token, column, sums[0] * factor, sums[1] * factor,
              i < kThreads ? residual : residual_at(i));
