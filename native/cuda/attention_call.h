@@ -82,9 +82,19 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// Norm and rope of one head by a warp: `head` holds head_dim floats, which it changes; ends with the warp in step.
-__device__ inline void turn(const Attention& a, float* head, const float* weight, int32_t position) {
+// Cosines and sines of the pairs of a head at a position, by the threads first, first + step ...
+__device__ inline void find_angles(const Attention& a, int32_t position, float2* angles, uint32_t first, uint32_t step) {
+  for (uint32_t i = a.inv_freq ? first : a.pairs; i < a.pairs; i += step) {
+    float sine, cosine;
+    sincosf(float(position) * a.inv_freq[i], &sine, &cosine);
+    angles[i] = {cosine * a.factor, sine * a.factor};
+  }
+}
+
+// Norm and rope of one head by a warp, in shared memory: `head` holds `dim` floats. The warp starts and ends in step.
+__device__ inline void turn(const Attention& a, float* head, const float* weight, const float2* angles) {
   const uint32_t lane = threadIdx.x % 32;
+  __syncwarp();
   if (weight) {
     float squares = 0;
     for (uint32_t i = lane; i < a.head_dim; i += 32) squares = fmaf(head[i], head[i], squares);
@@ -92,31 +102,38 @@ __device__ inline void turn(const Attention& a, float* head, const float* weight
     for (uint32_t i = lane; i < a.head_dim; i += 32) head[i] = head[i] * r * (a.offset + weight[i]);
     __syncwarp();
   }
-  if (a.inv_freq) {
-    const bool half = a.style == RopeStyle::half;
-    for (uint32_t i = lane; i < a.pairs; i += 32) {
-      float sine, cosine;
-      sincosf(float(position) * a.inv_freq[i], &sine, &cosine);
-      sine *= a.factor;
-      cosine *= a.factor;
-      float &first = head[half ? i : 2 * i], &second = head[half ? i + a.pairs : 2 * i + 1];
-      const float x = first, y = second;
-      first = x * cosine - y * sine;
-      second = y * cosine + x * sine;
-    }
-    __syncwarp();
+  if (!a.inv_freq) return;
+  const bool half = a.style == RopeStyle::half;
+  for (uint32_t i = lane; i < a.pairs; i += 32) {
+    const auto [cosine, sine] = angles[i];
+    float &first = head[half ? i : 2 * i], &second = head[half ? i + a.pairs : 2 * i + 1];
+    const float x = first, y = second;
+    first = fmaf(x, cosine, -(y * sine));
+    second = fmaf(y, cosine, x * sine);
   }
+  __syncwarp();
 }
 
-// Reads a head into `head`, zeros up to `dim`, and turns it.
-__device__ inline void take_head(const Attention& a, const float* from, const float* weight, int32_t position,
-                                 bool turns, float* head) {
-  const uint32_t lane = threadIdx.x % 32;
-  __syncwarp();
-  for (uint32_t i = lane; i < a.dim; i += 32) head[i] = i < a.head_dim ? from[i] : 0;
-  __syncwarp();
-  if (turns) turn(a, head, weight, position);
-}
+// A head's elements on the lanes of a warp, element i on lane i % 32, zeros past head_dim.
+template <int N>
+struct Lanes {
+  float x[N];
+
+  __device__ void read(const Attention& a, const float* from) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const uint32_t i = threadIdx.x % 32 + e * 32;
+      x[e] = i < a.head_dim ? from[i] : 0;
+    }
+  }
+  __device__ void write(const Attention& a, float* to) const {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+      const uint32_t i = threadIdx.x % 32 + e * 32;
+      if (i < a.dim) to[i] = x[e];
+    }
+  }
+};
 
 template <class T> __device__ T element(float x);
 template <> __device__ inline float element<float>(float x) { return x; }
@@ -165,16 +182,45 @@ __device__ inline void put_out(const Attention& a, uint32_t token, uint32_t colu
   else reinterpret_cast<__nv_bfloat16*>(row)[column] = element<__nv_bfloat16>(x);
 }
 
-// 2^x; 0 for -infinity.
-__device__ inline float power(float x) { return exp2f(x); }
-
-// A raw score in powers of two.
-__device__ inline float score(const Attention& a, float dot) {
-  constexpr float log2e = 1.44269504f;
-  return a.softcap > 0 ? a.softcap * tanhf(dot * a.scale / a.softcap) * log2e : dot * (a.scale * log2e);
+// Two neighbours, the first in an even column.
+__device__ inline void put_pair(const Attention& a, uint32_t token, uint32_t column, float x, float y) {
+  std::byte* row = a.out + token * a.out_stride;
+  if (a.out_dtype == DType::f32) {
+    reinterpret_cast<float*>(row)[column] = x;
+    reinterpret_cast<float*>(row)[column + 1] = y;
+  } else if (a.out_dtype == DType::f16) {
+    reinterpret_cast<__half2*>(row)[column / 2] = __floats2half2_rn(x, y);
+  } else {
+    reinterpret_cast<__nv_bfloat162*>(row)[column / 2] = __floats2bfloat162_rn(x, y);
+  }
 }
 
-// A running soft-max: weights are 2^(score - most). What sees nothing yet has most -infinity.
-__device__ inline float finite(float most) { return most == -INFINITY ? 0.0f : most; }
+// 2^x within 2^-22; 0 for -infinity.
+__device__ inline float power(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Scores stay as the products gave them where they can: a weight is 2^(unit * score - unit * most).
+struct Scores {
+  bool plain;
+  float unit, scale, softcap;
+
+  __device__ explicit Scores(const Attention& a)
+      : plain(a.softcap <= 0 && a.scale > 0), unit(1.44269504f * (plain ? a.scale : 1)), scale(a.scale),
+        softcap(a.softcap) {}
+  __device__ float operator()(float dot) const {
+    if (plain) return dot;
+    return softcap > 0 ? softcap * tanhf(dot * scale / softcap) : dot * scale;
+  }
+  // `most` scaled, 0 for -infinity: what sees nothing gets weights of 0, not NaN.
+  __device__ float peak(float most) const { return most == -INFINITY ? 0.0f : __fmul_rn(most, unit); }
+  __device__ float weight(float score, float peak) const { return power(fmaf(score, unit, -peak)); }
+  // What sums up to `most` are multiplied by when a larger one comes: exactly 1 where it is the same.
+  __device__ float rescale(float most, float peak) const {
+    return most == -INFINITY ? 0.0f : power(__fmul_rn(most, unit) - peak);
+  }
+};
 
 }  // namespace ingot::cuda::paged

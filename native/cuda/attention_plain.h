@@ -6,7 +6,9 @@ namespace ingot::cuda::paged {
 
 constexpr uint32_t kPlainRows = 8, kPlainMost = 16;  // rows a block; elements of a head a lane
 
-inline size_t plain_bytes(uint32_t dim) { return (kPlainRows * dim + 2 * kPage * (dim + 1)) * sizeof(float); }
+inline size_t plain_bytes(const Attention& a) {
+  return (kPlainRows * (a.dim + 2 * a.pairs) + 2 * kPage * (a.dim + 1)) * sizeof(float);
+}
 
 __device__ inline const float* plain_head(const Attention& a, uint32_t sequence, uint32_t p, uint32_t side) {
   if (!a.block_table) {
@@ -33,11 +35,17 @@ __global__ void __launch_bounds__(32 * kPlainRows) attend_plain(const __grid_con
   const uint32_t low = a.sees_from(a.position(rows.sequence, token_of(0))) / kPage * kPage;
   const uint32_t high = a.causal ? last + 1 : length;
 
-  float* query = reinterpret_cast<float*>(memory) + warp * dim;
-  float* keys = reinterpret_cast<float*>(memory) + kPlainRows * dim;
+  float2* angles = reinterpret_cast<float2*>(memory) + warp * a.pairs;
+  float* query = reinterpret_cast<float*>(memory) + kPlainRows * 2 * a.pairs + warp * dim;
+  float* keys = reinterpret_cast<float*>(memory) + kPlainRows * (2 * a.pairs + dim);
   float* values = keys + kPage * (dim + 1);
   const uint32_t query_head = head * a.group + (rows.first + (real ? warp : 0)) % a.group;
-  take_head(a, a.q + token * a.q_stride + query_head * a.head_dim, a.q_norm, a.positions[token], true, query);
+  Lanes<kPlainMost> lanes;
+  lanes.read(a, a.q + token * a.q_stride + query_head * a.head_dim);
+  lanes.write(a, query);
+  find_angles(a, a.positions[token], angles, lane, 32);
+  turn(a, query, a.q_norm, angles);
+  const Scores scores(a);
 
   float most = -INFINITY, total = 0, out[kPlainMost] = {};
   for (uint32_t base = low; base < high; base += kPage) {
@@ -54,8 +62,9 @@ __global__ void __launch_bounds__(32 * kPlainRows) attend_plain(const __grid_con
     __syncthreads();
     float dot = 0;
     for (uint32_t i = 0; i < dim; ++i) dot = fmaf(query[i], keys[lane * (dim + 1) + i], dot);
-    const float s = base + lane >= from && base + lane < to ? score(a, dot) : -INFINITY;
-    const float next = fmaxf(most, warp_max(s)), scale = power(most - finite(next)), w = power(s - finite(next));
+    const float s = base + lane >= from && base + lane < to ? scores(dot) : -INFINITY;
+    const float next = fmaxf(most, warp_max(s)), peak = scores.peak(next);
+    const float scale = scores.rescale(most, peak), w = scores.weight(s, peak);
     most = next;
     total = fmaf(total, scale, warp_sum(w));
 #pragma unroll

@@ -70,7 +70,29 @@ struct Runner {
     CHECK(launches <= 2);
     there.outputs[0].rows = call.outputs[0].rows;
     copy_back(there.outputs[0], call.outputs[0]);
+    if (random.below(8) == 0) narrow(context, there, call.outputs[0]);
     CUDA_CHECK(cudaMemcpy(pages.bytes.data(), state, pages.bytes.size(), cudaMemcpyDeviceToHost));
+  }
+
+  // The same once more, into a register of 16 bits: what is rounded is the same.
+  void narrow(const cuda::Context& context, const Call& call, const Matrix& expected) {
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      Call there = call;
+      Matrix& out = there.outputs[0];
+      out.dtype = dtype;
+      out.stride = (out.width * 2 + 15) / 4 * 4;
+      out.rows = context.step.tokens;
+      out.data = arena.take(out.rows * out.stride);
+      CUDA_CHECK(cuda::attention(context, there));
+      CUDA_CHECK(cudaDeviceSynchronize());
+      std::vector<uint16_t> found(out.rows * out.stride / 2);
+      CUDA_CHECK(cudaMemcpy(found.data(), out.data, found.size() * 2, cudaMemcpyDeviceToHost));
+      for (size_t r = 0; r < expected.rows; ++r)
+        for (size_t i = 0; i < out.width; ++i) {
+          const float x = expected.row<float>(r)[i];
+          CHECK(found[r * out.stride / 2 + i] == (dtype == DType::bf16 ? to_bf16(x) : to_f16(x)));
+        }
+    }
   }
 };
 
