@@ -9,7 +9,7 @@ namespace ingot::cuda {
 namespace {
 
 constexpr uint32_t kStreamed = 8;  // up to these, weights are streamed
-const uint32_t kTiled = getenv("TILED") ? atoi(getenv("TILED")) : 256;   // above these, the default mode asks cuBLASLt
+const uint32_t kTiled = getenv("TILED") ? atoi(getenv("TILED")) : 8;   // above these, the default mode asks cuBLASLt
 
 }  // namespace
 

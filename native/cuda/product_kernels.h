@@ -18,8 +18,8 @@ cudaError_t product_blas(const Context& context, const Product& p);    // many t
 cudaError_t product_f32(const Context& context, const Product& p);     // f32 weights
 
 template <class K>
-cudaError_t allow_shared(K* kernel, const Device& device) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.shared_bytes));
+cudaError_t allow_shared(K* kernel, size_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
 }
 
 #ifdef __CUDACC__

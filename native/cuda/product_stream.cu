@@ -131,7 +131,7 @@ template <class W, uint32_t kColumns, uint32_t kWarps>
 cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tokens_per_pass) {
   const size_t shared = partial_bytes(p, kColumns * 8) + staged_bytes(p, tokens_per_pass);
   const auto kernel = stream<W, kColumns, kWarps>;
-  if (const cudaError_t error = allow_shared(kernel, context.device)) return error;
+  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   const uint32_t items = ceil_div(p.tiles(), p.branches);
   const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes && kWarps == 8 ? 2 : 1);
   return launch(context, kernel,

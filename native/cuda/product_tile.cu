@@ -214,15 +214,15 @@ __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work 
 template <class W, uint32_t kTokens>
 cudaError_t launch_tile(const Context& context, const Product& p) {
   const auto kernel = tile<W, kTokens>;
-  if (const cudaError_t error = allow_shared(kernel, context.device)) return error;
   std::byte* at = context.workspace.data;
   const Work work{reinterpret_cast<Counters*>(at), reinterpret_cast<float*>(at + kCounterBytes),
                   reinterpret_cast<uint16_t*>(at + kCounterBytes + factor_bytes(p))};
   const size_t row = (size_t{padded_k(p)} + 32) * 2, sums = size_t{kTokens} * kSumStride * 4;
+  const size_t shared = std::max({ring_bytes(kTokens), row, sums});
   const uint32_t groups = groups_of(p);
+  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   return launch(context, kernel,
-                {{ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens)}, kThreads,
-                 std::max({ring_bytes(kTokens), row, sums}), groups},
+                {{ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens)}, kThreads, shared, groups},
                 p, work);
 }
 
