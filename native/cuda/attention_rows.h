@@ -25,7 +25,7 @@ struct RowsLayout {
   static size_t bytes(const Attention& a) {
     const size_t row = a.dim + kPad;
     return (kRows * row + kRows * kScores + kStages * 2 * kTile * row + 2 * a.dim) * sizeof(T) +
-           (2 * kWarps * kRows + 2 * kTile + 4 + kWarps * (a.dim + 2 * a.pairs)) * sizeof(float);
+           (2 * kWarps * kRows + 2 * kTile + 4 + kWarps * a.dim + (Decode ? 1 : kWarps) * 2 * a.pairs) * sizeof(float);
   }
 };
 
@@ -96,8 +96,8 @@ struct RowsBlock {
     key_scales = sum_of + kWarps * kRows;
     value_scales = key_scales + kTile;
     fresh_scales = value_scales + kTile;
-    angles = reinterpret_cast<float2*>(fresh_scales + 4) + warp * a.pairs;
-    buffer = fresh_scales + 4 + kWarps * 2 * a.pairs + warp * dim;
+    buffer = fresh_scales + 4 + warp * dim;
+    angles = reinterpret_cast<float2*>(fresh_scales + 4 + kWarps * dim) + (Decode ? 0 : warp * a.pairs);
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       const uint32_t r = lane / 4 + side * 8;
@@ -110,7 +110,7 @@ struct RowsBlock {
   }
 
   __device__ uint32_t token(uint32_t r) const {
-    return uint32_t(a.sequence_start[rows.sequence]) + (rows.first + r) / a.group;
+    return Decode ? rows.sequence : uint32_t(a.sequence_start[rows.sequence]) + (rows.first + r) / a.group;
   }
   __device__ uint32_t query_head(uint32_t r) const { return head * a.group + (rows.first + r) % a.group; }
   __device__ uint32_t position(uint32_t r) const { return uint32_t(a.positions[token(r)]); }
@@ -180,7 +180,8 @@ struct RowsBlock {
   __device__ void load(uint32_t t) {
     const uint32_t stage = t % Layout::kStages * kTile, chunks = dim / (Int8 ? 16 : 8);
     constexpr size_t bytes = Int8 ? 1 : sizeof(T);
-    const std::byte* pages[kTile / kPage];
+    static_assert(kTile == 2 * kPage);
+    const std::byte* pages[2];
 #pragma unroll
     for (uint32_t i = 0; i < kTile / kPage; ++i) {
       const uint32_t p = t * kTile + i * kPage;
@@ -191,11 +192,13 @@ struct RowsBlock {
       T* to = (plane ? values : keys) + stage * width;
       const uint32_t side = plane * a.kv_heads + head;
       const size_t offset = size_t(side) * kPage * dim * bytes;
-      for (uint32_t i = threadIdx.x; i < kTile * chunks; i += Layout::kThreads) {
+      const uint32_t all = kTile * chunks;
+#pragma unroll(Exact ? kTile * Dim / (Int8 ? 16 : 8) / Layout::kThreads : 1)
+      for (uint32_t i = threadIdx.x; i < all; i += Layout::kThreads) {
         const uint32_t r = i / chunks, column = i % chunks, p = t * kTile + r;
         const bool present = p >= low && p < high;
         if (Decode && p == last) continue;
-        const std::byte* from = pages[r / kPage] + offset + (r % kPage * dim * bytes + column * 16);
+        const std::byte* from = (r < kPage ? pages[0] : pages[1]) + offset + (r % kPage * dim * bytes + column * 16);
         if constexpr (Int8) {
           const uint4 packed_bytes = present ? *reinterpret_cast<const uint4*>(from) : uint4{};
           const int8_t* x = reinterpret_cast<const int8_t*>(&packed_bytes);
@@ -211,7 +214,7 @@ struct RowsBlock {
           const uint32_t p = t * kTile + r;
           if (Decode && p == last) continue;
           (plane ? value_scales : key_scales)[r] =
-              p >= low && p < high ? a.scales(pages[r / kPage])[side * kPage + p % kPage] : 0;
+              p >= low && p < high ? a.scales(r < kPage ? pages[0] : pages[1])[side * kPage + p % kPage] : 0;
         }
       }
     }
@@ -408,7 +411,6 @@ struct RowsBlock {
     const uint32_t end = min(last / kTile + 1, to_split * kTilesOfSplit);
     appends = part + 1 == used;
     if (part < used) start(begin, end);
-    angles -= warp * a.pairs;
     find_angles(a, int32_t(last), angles, threadIdx.x, Layout::kThreads);
     __syncthreads();
     wait_for_inputs();

@@ -1,4 +1,4 @@
-// Many rows on tensor cores: 128 rows of one head of keys a block, 16 a warp, which share each tile of 64 keys and
+// Many rows on tensor cores: 64 rows of one head of keys a block, 16 a warp, which share each tile of 64 keys and
 // values (FlashAttention-2: Dao, 2023). A row's sums are those of attention_rows.h, in the same order.
 #pragma once
 #include "attention_call.h"
@@ -8,7 +8,8 @@ namespace ingot::cuda::paged {
 
 template <int Dim>
 struct TilesLayout {
-  static constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16 * kWarps, kStages = 3, kWidth = Dim + 8;
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps, kWidth = Dim + 8;
+  static constexpr int kStages = Dim > 64 ? 2 : 3, kResident = Dim > 64 ? 2 : 3;  // blocks at once
   static constexpr int kSums = Dim / 2;  // of a thread
 
   template <class T>
@@ -264,7 +265,7 @@ struct TilesBlock {
 };
 
 template <class T, int Dim>
-__global__ void __launch_bounds__(256, Dim > 64 ? 1 : 2) attend_tiles(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(TilesLayout<Dim>::kThreads, TilesLayout<Dim>::kResident) attend_tiles(const __grid_constant__ Attention a) {
   extern __shared__ __align__(16) std::byte memory[];
   wait_for_inputs();
   let_next_start();

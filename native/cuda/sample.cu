@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint32_t kThreads = 512, kEach = 8, kChunk = kThreads * kEach, kWarps = kThreads / 32;
 constexpr uint32_t kBatch = 2 * kThreads, kBins = 2048, kAll = 0xffffffff;
+constexpr uint32_t kListed = 64;  // best candidates that a chunk lists for its row's last block
 constexpr uint64_t kNone = ~uint64_t(0);
 
 // What a block finds out about its chunk of a row.
@@ -29,7 +30,7 @@ struct Sampling {
   const SampleParams* params;
   const int32_t* history;
   const BiasEntry* biases;
-  std::byte* workspace;  // of each row: a counter, then its chunks
+  std::byte* workspace;  // of each row: a counter, its chunks, then lists of each: of adjusted and of untouched logits
   size_t row_bytes;
   uint32_t vocab, chunks;
 };
@@ -152,6 +153,9 @@ struct Row {
 
   __device__ uint32_t* counter() const { return reinterpret_cast<uint32_t*>(s.workspace + r * s.row_bytes); }
   __device__ Chunk* chunks() const { return reinterpret_cast<Chunk*>(counter() + 2); }
+  __device__ uint64_t* lists() const {
+    return reinterpret_cast<uint64_t*>(chunks() + s.chunks) + (raw && adjusted ? s.chunks * kListed : 0);
+  }
 
   // Logits of a chunk into z, in the order of ids; -infinity past the vocabulary. With `adjust`, biased and penalised.
   __device__ __noinline__ void load(uint32_t chunk, bool adjust) {
@@ -199,7 +203,8 @@ struct Row {
       const uint32_t seen = m.seen[i];
       if (!seen) continue;
       const float z = m.z[i], value = z > 0 ? z / p.repetition_penalty : z * p.repetition_penalty;
-      m.z[i] = seen > 1 ? value - (p.presence_penalty + p.frequency_penalty * float(seen / 2)) : value;
+      const float penalty = __fadd_rn(p.presence_penalty, __fmul_rn(p.frequency_penalty, float(seen / 2)));
+      m.z[i] = seen > 1 ? value - penalty : value;
     }
   }
 
@@ -230,6 +235,19 @@ struct Row {
       found.weight = reduce(weight, Sum{}, m.sums);
     }
     if (threadIdx.x == 0) chunks()[chunk] = found;
+    if (filters(p)) list(chunk);
+    if (p.top_logprobs && (adjusted || !filters(p))) {
+      raw = true;
+      if (adjusted) load(chunk, false);
+      list(chunk);
+      raw = false;
+    }
+  }
+
+  // Lists the best candidates of the chunk in z.
+  __device__ void list(uint32_t chunk) {
+    find(Source::chunk, chunk, 0, kListed);
+    for (uint32_t i = threadIdx.x; i < kListed; i += kThreads) lists()[chunk * kListed + i] = m.batch[i];
   }
 
   // Whether this block is the row's last; then all that the others wrote may be read.
@@ -253,16 +271,19 @@ struct Row {
   __device__ void gather() {
     most = raw_most = -INFINITY;
     best = kNone;
-    for (uint32_t c = 0; c < s.chunks; ++c) {
+    for (uint32_t c = threadIdx.x; c < s.chunks; c += kThreads) {
       const Chunk& chunk = chunks()[c];
       most = fmaxf(most, chunk.most);
       raw_most = fmaxf(raw_most, chunk.raw_most);
       best = min(best, chunk.best);
     }
+    most = reduce(most, More{}, reinterpret_cast<float*>(m.counts));
+    raw_most = reduce(raw_most, More{}, reinterpret_cast<float*>(m.counts));
+    best = reduce(best, Less{}, m.keys);
     double sum = 0;
-    for (uint32_t c = 0; c < s.chunks; ++c)
+    for (uint32_t c = threadIdx.x; c < s.chunks; c += kThreads)
       sum += chunks()[c].raw_sum * weight_of(chunks()[c].raw_most, raw_most, 1);
-    normalizer = double(raw_most) + log(sum);
+    normalizer = double(raw_most) + log(reduce(sum, Sum{}, m.sums));
   }
 
   __device__ double chunk_weight(uint32_t c) const {
@@ -298,24 +319,39 @@ struct Row {
   // Candidates in order of rank, up to kBatch at a time: `batch` holds `size` of them, the first of rank `rank`.
   uint32_t rank = 0, size = 0;
   uint64_t next = kNone;  // where the following batch starts
-  bool raw = false;
+  bool raw = false;        // of the untouched logits
+  enum class Source { row, chunk, lists };
 
   template <class F>
-  __device__ void each_key(uint64_t from, const F& f) {
-    for (uint32_t c = 0; c < s.chunks; ++c) {
-      load(c, adjusted && !raw);
+  __device__ void each_key(Source source, uint32_t chunk, uint64_t from, const F& f) {
+    const auto chunk_keys = [&](uint32_t c) {
       for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads) {
         const uint32_t id = c * kChunk + i;
         const uint64_t key = key_of(m.z[i], id);
         if (id < s.vocab && key >= from) f(key);
       }
+    };
+    __syncthreads();
+    if (source == Source::chunk) {
+      chunk_keys(chunk);
+    } else if (source == Source::lists) {
+      for (uint32_t i = threadIdx.x; i < s.chunks * kListed; i += kThreads)
+        if (const uint64_t key = lists()[i]; key != kNone) f(key);
+    } else if (adjusted && !raw) {
+      for (uint32_t c = 0; c < s.chunks; ++c) {
+        load(c, true);
+        chunk_keys(c);
+      }
+    } else {
+      for (uint32_t id = threadIdx.x; id < s.vocab; id += kThreads)
+        if (const uint64_t key = key_of(logit_of(logits[id]), id); key >= from) f(key);
     }
     __syncthreads();
   }
 
   // Finds the best candidates from key `from` on, at least `wanted` (up to kBatch) where there are as many: digit by
   // digit, the end of the longest run that fits a batch.
-  __device__ __noinline__ void find(uint64_t from, uint32_t wanted) {
+  __device__ __noinline__ void find(Source source, uint32_t chunk, uint64_t from, uint32_t wanted) {
     uint64_t prefix = 0, end = kNone;
     uint32_t taken = 0;
     int shift = 64;
@@ -323,7 +359,7 @@ struct Row {
       const int bits = min(shift, 11), above = shift;
       shift -= bits;
       for (uint32_t i = threadIdx.x; i < kBins; i += kThreads) m.bins[i] = 0;
-      each_key(from, [&](uint64_t key) {
+      each_key(source, chunk, from, [&](uint64_t key) {
         if (above == 64 || key >> above == prefix) atomicAdd(&m.bins[key >> shift & ((1u << bits) - 1)], 1);
       });
       // The bins before the first that does not fit.
@@ -350,7 +386,7 @@ struct Row {
     }
     if (threadIdx.x == 0) m.count = 0;
     for (uint32_t i = threadIdx.x; i < kBatch; i += kThreads) m.batch[i] = kNone;
-    each_key(from, [&](uint64_t key) {
+    each_key(source, chunk, from, [&](uint64_t key) {
       if (key < end) m.batch[atomicAdd(&m.count, 1)] = key;
     });
     size = m.count;
@@ -372,16 +408,27 @@ struct Row {
     __syncthreads();
   }
 
+  // The first batch, out of what the chunks list: as far as no chunk can have more.
+  __device__ void first_batch(uint32_t wanted) {
+    uint64_t bound = kNone;
+    for (uint32_t c = threadIdx.x; c < s.chunks; c += kThreads)
+      bound = min(bound, lists()[c * kListed + kListed - 1]);
+    bound = reduce(bound, Less{}, m.keys);
+    find(Source::lists, 0, 0, wanted);
+    uint32_t within = 0;
+    for (uint32_t i = threadIdx.x; i < size; i += kThreads) within += m.batch[i] <= bound;
+    size = reduce(within, Sum{}, m.counts);
+    if (bound != kNone) next = min(next, bound + 1);
+    rank = 0;
+  }
+
   // Calls f with each batch of the first `limit` candidates and how many of it count, until f returns false.
   template <class F>
   __device__ void sweep(uint32_t limit, uint32_t wanted, const F& f) {
-    if (size == 0 || rank != 0) {
-      find(0, min(wanted, kBatch));
-      rank = 0;
-    }
+    if (size == 0 || rank != 0) first_batch(min(wanted, kBatch));
     while (f(min(size, limit - rank)) && rank + size < limit && next != kNone) {
       rank += size;
-      find(next, min(limit - rank, kBatch));
+      find(Source::row, 0, next, min(limit - rank, kBatch));
       if (size == 0) break;
     }
   }
@@ -493,11 +540,14 @@ __global__ void __launch_bounds__(kThreads) choose(const __grid_constant__ Sampl
   }
   Row row(s, m, r);
   row.survey(blockIdx.x);
-  if (row.last()) row.finish();
+  if (row.last()) {
+    row.size = 0;
+    row.finish();
+  }
 }
 
 uint32_t chunks_of(const Call& call) { return (call.as<op::sample::Params>().vocab + kChunk - 1) / kChunk; }
-size_t row_bytes(uint32_t chunks) { return 8 + chunks * sizeof(Chunk); }
+size_t row_bytes(uint32_t chunks) { return 8 + chunks * (sizeof(Chunk) + 2 * kListed * sizeof(uint64_t)); }
 
 }  // namespace
 }  // namespace sampling
