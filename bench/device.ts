@@ -121,7 +121,9 @@ function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: Be
 /** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
 async function breakdown(path: string, { backend, prompt, generate }: Options, deterministic: boolean, batch: number) {
   const shared = { backend, deterministic, prompt, generate, repeats: 1 }
+  const free = addon().cuda().availableBytes
   await using model = await openForBench(path, { ...shared, batches: [batch], stepTokens: 2048 })
+  const taken = free - addon().cuda().availableBytes
   const prompts = randomPrompts(batch, prompt, model.info.vocab, 1)
   await timeDecode(model, prompts, generate)
   const before = model.stats()
@@ -148,7 +150,12 @@ async function breakdown(path: string, { backend, prompt, generate }: Options, d
       .map(([name, us]) => `${name} ${us.toFixed(0)}`)
       .join(', ')}`,
   )
-  return { batch, wall, device, host, opcodes: sums }
+  const { weightsBytes, arenaBytes, stateBytes, scratchBytes } = model.memory()
+  const planned = weightsBytes + arenaBytes + stateBytes + scratchBytes
+  say(
+    `    device memory: ${(taken / 2 ** 20).toFixed(0)} MiB taken at open, ${(planned / 2 ** 20).toFixed(0)} MiB accounted for`,
+  )
+  return { batch, wall, device, host, opcodes: sums, taken, planned }
 }
 
 async function measure(options: Options) {

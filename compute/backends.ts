@@ -35,6 +35,6 @@ export function backendOf(name: string): Backend {
   if (!Object.hasOwn(backends, name)) throw fail('BACKEND_UNKNOWN', { backend: name, known: backendNames })
   const backend: Backend = backends[name as BackendName]
   const why = backend.unavailable()
-  if (why) throw fail('BACKEND_UNAVAILABLE', { backend: name, reason: why.reason })
+  if (why) throw fail('BACKEND_UNAVAILABLE', { backend: name, reason: `${why.reason} (${why.code})` })
   return backend
 }
