@@ -33,7 +33,7 @@ interface Options {
   readonly breakdown?: boolean
 }
 
-const checks = ['goldens', 'tasks', 'invariance']
+const checks = ['goldens', 'tasks', 'invariance', 'faults']
 const say = (line: string) => process.stderr.write(`${line}\n`)
 const list = (text: string) => text.split(',').filter(Boolean)
 const numbers = (text: string) => list(text).map(Number)
@@ -107,6 +107,22 @@ async function checkEveryWay(folder: string, { backend, formats }: Options) {
     }
   }
   return rows
+}
+
+/** What cannot be opened says so with both numbers, and disturbs nothing that is open. */
+async function checkFaults(folder: string, { backend }: Options) {
+  const { path } = await compile(folderOf('checkpoints', 'storyteller-1m'), { out: join(folder, 'faults.ingot') })
+  await using model = await open(path, { backend, deterministic: true })
+  const story = async () => (await model.generate('Once', { maxTokens: 20, seed: 1 }).result()).text
+  const before = await story()
+  const refused = await open(path, { backend, blocks: 2 ** 28 }).then(
+    (opened) => opened.dispose().then(() => undefined),
+    (error: unknown) => error as { code?: string; details?: Record<string, unknown> },
+  )
+  const numbers = ['needed', 'available'].every((name) => Number(refused?.details?.[name]) > 0)
+  const pass = refused?.code === 'OUT_OF_MEMORY' && numbers && (await story()) === before
+  say(`${pass ? 'pass' : 'FAIL'} out of memory: ${refused && reasonOf(refused)}`)
+  return [{ name: 'out of memory', pass }]
 }
 
 function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: BenchReport) {
@@ -222,9 +238,10 @@ const report = {
   goldens: wanted('goldens') ? await checkGoldens(folder, options) : [],
   tasks: wanted('tasks') ? await checkTasks(folder, options) : [],
   invariance: wanted('invariance') ? await checkEveryWay(folder, options) : [],
+  faults: wanted('faults') ? await checkFaults(folder, options) : [],
   bench: await measure(options),
 }
 await rm(folder, { recursive: true, force: true })
 process.stdout.write(`${JSON.stringify(report)}\n`)
-const failed = [...report.goldens, ...report.tasks, ...report.invariance].some(({ pass }) => !pass)
+const failed = [...report.goldens, ...report.tasks, ...report.invariance, ...report.faults].some(({ pass }) => !pass)
 process.exitCode = failed || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0
