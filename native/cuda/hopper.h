@@ -77,13 +77,13 @@ __device__ inline void fence_async() { asm volatile("fence.proxy.async;" ::: "me
 __device__ inline void cluster_arrive_and_wait() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// A float of shared memory at the same place in block `rank` of the cluster.
-__device__ inline float load_of(const float* p, uint32_t rank) {
+// Four floats of shared memory at the same place in block `rank` of the cluster.
+__device__ inline void load_of(const float* p, uint32_t rank, float (&v)[4]) {
   uint32_t address;
-  float v;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
-  return v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+               : "r"(address));
 }
 #endif
 

@@ -41,10 +41,11 @@ struct Product {
 __host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8; }
 __host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
 
-// Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy.
+// Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy, and few
+// enough that clusters of blocks, which leave some multiprocessors out, run all at once.
 __host__ __device__ inline uint32_t groups_of(const Product& p) {
   uint32_t groups = 8;
-  while (groups > 1 && ceil_div(p.tiles(), 8) * groups > 144) groups /= 2;
+  while (groups > 1 && ceil_div(p.tiles(), 8) * groups > 120) groups /= 2;
   return groups;
 }
 

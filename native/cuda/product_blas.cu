@@ -105,10 +105,7 @@ __global__ __launch_bounds__(kThreads) void finish_sums(const Product p, Matrix 
   float y[4];
   for (uint32_t j = 0; j < 4; ++j)
     if (i + j < columns) y[j] = finished(p, first + i + j, sum[j], other[j], residual_of(p, token, first + i + j));
-  if (p.out.dtype == DType::bf16 && i + 3 < columns && p.out.stride % 8 == 0 && reinterpret_cast<size_t>(p.out.data) % 8 == 0)
-    *reinterpret_cast<uint2*>(row_of<uint16_t>(p.out, token) + first + i) = {pack<false>(y[0], y[1]), pack<false>(y[2], y[3])};
-  else
-    for (uint32_t j = 0; j < 4 && i + j < columns; ++j) store_float(p.out, token, first + i + j, y[j]);
+  store_outputs(p.out, token, first + i, first + columns, y);
 }
 
 // One slice of weight rows.

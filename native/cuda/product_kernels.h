@@ -47,6 +47,18 @@ __device__ inline uint32_t pack(float a, float b) {
   }
 }
 
+// Four outputs from `column` on, those below n.
+__device__ inline void store_outputs(const Matrix& out, uint32_t token, uint32_t column, uint32_t n, const float (&y)[4]) {
+  const bool whole = column + 3 < n && out.stride % 16 == 0 && reinterpret_cast<size_t>(out.data) % 16 == 0;
+  if (whole && out.dtype == DType::f32)
+    *reinterpret_cast<float4*>(row_of<float>(out, token) + column) = {y[0], y[1], y[2], y[3]};
+  else if (whole && out.dtype == DType::bf16)
+    *reinterpret_cast<uint2*>(row_of<uint16_t>(out, token) + column) = {pack<false>(y[0], y[1]), pack<false>(y[2], y[3])};
+  else
+    for (uint32_t j = 0; j < 4; ++j)
+      if (column + j < n) store_float(out, token, column + j, y[j]);
+}
+
 // What the norm multiplies elements c .. c + 3 by; 1 without one.
 __device__ inline void load_norm(const Product& p, uint32_t c, float (&v)[4]) {
   if (p.norm && c + 3 < p.k) {

@@ -33,8 +33,24 @@ size_t operand_bytes(const Product& p) {
   const uint32_t at_once = tokens_at_once(p);
   return size_t{round_up(p.tokens(), at_once)} * padded_k(p) * 2;
 }
-__host__ __device__ constexpr uint32_t stages_of(uint32_t tokens) { return tokens == 128 ? 4 : tokens == 64 ? 6 : 8; }
-constexpr size_t ring_bytes(uint32_t tokens) { return size_t{stages_of(tokens)} * tokens * kChunk * 2; }
+// Chunks of K in shared memory: of operands, and of weights, 16 bytes of each thread's rows by slot.
+template <class W>
+__host__ __device__ constexpr uint32_t slots_of() { return kChunk / (4 * W::kElements); }
+template <class W>
+__host__ __device__ constexpr uint32_t weight_bytes() { return slots_of<W>() * 2 * 16 * kThreads; }
+__host__ __device__ constexpr uint32_t chunk_bytes(uint32_t tokens) { return tokens * kChunk * 2; }
+template <class W>
+__host__ __device__ constexpr uint32_t stages_of(uint32_t tokens) {
+  const uint32_t fit = 196608 / (weight_bytes<W>() + chunk_bytes(tokens));
+  return fit < 6 ? fit : 6;
+}
+
+// Bytes of shared memory: weights, then what is there in turns, a row of x, operands and finished sums.
+template <class W>
+size_t shared_of(const Product& p, uint32_t tokens) {
+  const size_t row = (size_t{padded_k(p)} + 32) * 2, sums = size_t{tokens} * kSumStride * 4;
+  return stages_of<W>(tokens) * weight_bytes<W>() + std::max({size_t{stages_of<W>(tokens)} * chunk_bytes(tokens), row, sums});
+}
 
 #ifdef INGOT_HOPPER
 // The operand of instruction i of a span of 4 kElements, index 8 h .. 8 h + 7, in a staged row.
@@ -51,16 +67,17 @@ __device__ uint4 gather(const uint16_t* span, uint32_t i, uint32_t h) {
 template <class W, uint32_t kTokens>
 __device__ void make_operands(const Product& p, const Work& work, std::byte* shared) {
   constexpr uint32_t kSpan = 4 * W::kElements;
-  __shared__ uint32_t taken;
+  __shared__ uint32_t taken[2];
   __shared__ float squares[kThreads / 32];
   uint16_t* row = reinterpret_cast<uint16_t*>(shared);
   const uint32_t k = round_up(p.k, kQuantBlock);
   wait_for_inputs();
-  for (;;) {
-    if (threadIdx.x == 0) taken = atomicAdd(&work.counters->taken, 1);
+  if (threadIdx.x == 0) taken[0] = atomicAdd(&work.counters->taken, 1);
+  for (uint32_t turn = 0;; turn ^= 1) {
     __syncthreads();
-    const uint32_t token = taken;
+    const uint32_t token = taken[turn];
     if (token >= p.tokens()) break;
+    if (threadIdx.x == 0) taken[turn ^ 1] = atomicAdd(&work.counters->taken, 1);
     if (copies<W>(p)) copy_rows(p, token, 1, row, kThreads);
     else stage<W, 1, kThreads / 32>(p, token, 1, row, squares);
     __syncthreads();
@@ -71,9 +88,11 @@ __device__ void make_operands(const Product& p, const Work& work, std::byte* sha
       *reinterpret_cast<uint4*>(tile + size_t{eight} * kTokens * 8) = gather<W>(row + span * kSpan, within / 2, within % 2);
     }
     fence_async();
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(&work.counters->made, 1);
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(&work.counters->made, 1);
+    }
   }
   if (threadIdx.x == 0) {
     uint32_t made;
@@ -95,71 +114,146 @@ __device__ void add(float (&to)[kCount], const float (&from)[kCount]) {
   for (uint32_t i = 0; i < kCount; ++i) to[i] += from[i];
 }
 
-// Sums blocks first .. last of the rows that `held` streams, into totals as mma.h has them of each eight tokens.
+// A thread's 16 bytes of weights of each slot: rows g and g + 8 of its warp's tile, from block `first` of K.
 template <class W, uint32_t kTokens>
-__device__ void sum_blocks(const Product& p, const uint16_t* operands, uint16_t* ring, Held<W>& held, Cursor next, uint32_t first,
-                           uint32_t last, float (&total)[kTokens / 2]) {
-  constexpr uint32_t kStages = stages_of(kTokens), kChunkBytes = kTokens * kChunk * 2, kHalf = Held<W>::kSlots / 2;
+struct Weights {
+  const std::byte* low;
+  uint32_t row_bytes, start;  // bytes of a row; where this thread's first slot is
+  bool exists;
+  std::byte* ring;
+
+  __device__ Weights(const Product& p, uint32_t tile, uint32_t first, std::byte* ring)
+      : row_bytes(uint32_t(Held<W>::row_bytes(p))), start(first * 2 * slots_of<W>() * 64 + threadIdx.x % 4 * 16),
+        exists(tile < p.tiles()), ring(ring + threadIdx.x * 16) {
+    low = p.weight + (size_t{exists ? tile : 0} * kTile + threadIdx.x % 32 / 4) * row_bytes;
+  }
+  __device__ std::byte* place(uint32_t chunk, uint32_t slot, uint32_t high) const {
+    return ring + ((chunk % stages_of<W>(kTokens) * slots_of<W>() + slot) * 2 + high) * (kThreads * 16);
+  }
+  // Past the end of the row, zeros; past that of the blocks that are summed, nothing: a group of copies in any case.
+  __device__ void fetch(uint32_t chunk, uint32_t chunks) const {
+    if (chunk < chunks)
+#pragma unroll
+      for (uint32_t slot = 0; slot < slots_of<W>(); ++slot) {
+        const uint32_t at = start + (chunk * slots_of<W>() + slot) * 64;
+        const bool valid = exists && at < row_bytes;
+        const std::byte* from = low + (valid ? at : 0);
+#pragma unroll
+        for (uint32_t high = 0; high < 2; ++high)
+          asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(place(chunk, slot, high))),
+                       "l"(from + size_t{high} * 8 * row_bytes), "r"(valid ? 16 : 0)
+                       : "memory");
+      }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+};
+
+// The factors of quantised weights of rows g and g + 8.
+template <class W>
+struct Factors {
+  __half scale[2];
+  int8_t sub[2];
+
+  __device__ void load_scales(const Product& p, uint32_t tile, uint32_t block) {
+    if constexpr (W::kQuantised) {
+      if (tile >= p.tiles() || block >= p.blocks()) return;
+      const __half* from = p.scales + (size_t{tile} * kTile + threadIdx.x % 32 / 4) * p.blocks() + block;
+      scale[0] = __ldg(from), scale[1] = __ldg(from + size_t{8} * p.blocks());
+    }
+  }
+  __device__ void load_subs(const Product& p, uint32_t tile, uint32_t chunk) {
+    if constexpr (W::kInterleaved) {
+      const uint32_t groups = ceil_div(p.k, kQuantGroup), group = chunk * (kChunk / kQuantGroup) + threadIdx.x % 4;
+      const int8_t* from = p.sub_scales + (size_t{tile} * kTile + threadIdx.x % 32 / 4) * groups + group;
+      const bool exists = tile < p.tiles() && group < groups;
+      sub[0] = exists ? __ldg(from) : 0, sub[1] = exists ? __ldg(from + size_t{8} * groups) : 0;
+    }
+  }
+};
+
+// Sums blocks first .. last of a warp's tile into totals, as mma.h has them of each eight tokens.
+template <class W, uint32_t kTokens>
+__device__ void sum_blocks(const Product& p, const Weights<W, kTokens>& weights, uint32_t tile, const uint16_t* operands, std::byte* ring,
+                           uint32_t first, uint32_t last, float (&total)[kTokens / 2]) {
+  constexpr uint32_t kStages = stages_of<W>(kTokens), kBytes = chunk_bytes(kTokens), kSlots = slots_of<W>();
   __shared__ Barrier full[kStages], empty[kStages];
   const uint32_t chunks = (last - first) * 2, per = segment_blocks(p);
-  const std::byte* source = reinterpret_cast<const std::byte*>(operands) + size_t{first} * 2 * kChunkBytes;
-  std::byte* to = reinterpret_cast<std::byte*>(ring);
+  const std::byte* source = reinterpret_cast<const std::byte*>(operands) + size_t{first} * 2 * kBytes;
   if (threadIdx.x == 0)
     for (uint32_t i = 0; i < kStages; ++i) init(full[i], 1), init(empty[i], kThreads / 32);
   fence_async();
   __syncthreads();
   const auto fetch = [&](uint32_t chunk) {
-    copy(to + chunk % kStages * kChunkBytes, source + size_t{chunk} * kChunkBytes, kChunkBytes, full[chunk % kStages]);
+    copy(ring + chunk % kStages * kBytes, source + size_t{chunk} * kBytes, kBytes, full[chunk % kStages]);
   };
   if (threadIdx.x == 0)
     for (uint32_t i = 0; i < min(chunks, kStages - 1); ++i) fetch(i);
 
   float sum[kTokens / 2], run[W::kQuantised ? kTokens / 2 : 1];
-  for (uint32_t block = first; block < last; ++block) {
-    const float scale_low = W::kQuantised ? __half2float(held.scale_low) : 1, scale_high = W::kQuantised ? __half2float(held.scale_high) : 1;
-    held.load_scales(p, next);
+  Factors<W> factors, next;
+  next.load_scales(p, tile, first);
+  next.load_subs(p, tile, first * 2);
+  for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
+    const uint32_t stage = chunk % kStages, block = first + chunk / 2, ahead = chunk + kStages - 1;
     const bool starts = block % per == 0, ends = block % per == per - 1 || block == last - 1;
-#pragma unroll
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint32_t chunk = (block - first) * 2 + half, stage = chunk % kStages;
-      // One stage behind, so that no warp waits for the one that fetches.
-      const uint32_t ahead = chunk + kStages - 1;
-      if (threadIdx.x == 0 && ahead < chunks) {
-        if (chunk > 0) wait(empty[(chunk - 1) % kStages], (chunk - 1) / kStages % 2);
-        fetch(ahead);
-      }
-      __syncwarp();
-      wait(full[stage], chunk / kStages % 2);
-      const uint32_t base = shared_address(to + stage * kChunkBytes);
-      wgmma_begin();
-#pragma unroll
-      for (uint32_t slot = 0; slot < kHalf; ++slot) {
-        const uint32_t s = half * kHalf + slot;
-        const __nv_bfloat162 sub_low = __float2bfloat162_rn(W::kInterleaved ? float(held.sub_low[s]) : 0);
-        const __nv_bfloat162 sub_high = __float2bfloat162_rn(W::kInterleaved ? float(held.sub_high[s]) : 0);
-#pragma unroll
-        for (uint32_t i = 0; i < W::kElements / 8; ++i) {
-          const uint4 a = W::eight(held.low[s], i, sub_low), c = W::eight(held.high[s], i, sub_high);
-          const uint32_t at = base + (slot * (W::kElements / 4) + i * 2) * (kTokens * 32);
-          const bool fresh = half == 0 && slot == 0 && i == 0 && (W::kQuantised || starts);
-          wgmma<W::kHalf>(sum, {a.x, c.x, a.y, c.y}, operand(at, kTokens * 16), !fresh);
-          wgmma<W::kHalf>(sum, {a.z, c.z, a.w, c.w}, operand(at + kTokens * 32, kTokens * 16), 1);
-        }
-      }
-      wgmma_end();
-      if (threadIdx.x % 32 == 0) arrive(empty[stage]);
-#pragma unroll
-      for (uint32_t slot = 0; slot < kHalf; ++slot) held.load(p, next, half * kHalf + slot);
+    if (threadIdx.x == 0 && ahead < chunks) {
+      if (chunk > 0) wait(empty[(chunk - 1) % kStages], (chunk - 1) / kStages % 2);
+      fetch(ahead);
     }
-    ++next.block;
+    weights.fetch(ahead, chunks);
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+    uint4 low[kSlots], high[kSlots];
+#pragma unroll
+    for (uint32_t slot = 0; slot < kSlots; ++slot) {
+      low[slot] = *reinterpret_cast<const uint4*>(weights.place(chunk, slot, 0));
+      high[slot] = *reinterpret_cast<const uint4*>(weights.place(chunk, slot, 1));
+    }
+    factors.sub[0] = next.sub[0], factors.sub[1] = next.sub[1];
+    if (chunk % 2 == 0) factors.scale[0] = next.scale[0], factors.scale[1] = next.scale[1];
+    const __nv_bfloat162 sub_low = __float2bfloat162_rn(W::kInterleaved ? float(factors.sub[0]) : 0);
+    const __nv_bfloat162 sub_high = __float2bfloat162_rn(W::kInterleaved ? float(factors.sub[1]) : 0);
+    __syncwarp();
+    wait(full[stage], chunk / kStages % 2);
+    const uint32_t base = shared_address(ring + stage * kBytes);
+    wgmma_begin();
+#pragma unroll
+    for (uint32_t slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (uint32_t i = 0; i < W::kElements / 8; ++i) {
+        const uint4 a = W::eight(low[slot], i, sub_low), c = W::eight(high[slot], i, sub_high);
+        const uint32_t at = base + (slot * (W::kElements / 4) + i * 2) * (kTokens * 32);
+        const bool fresh = chunk % 2 == 0 && slot == 0 && i == 0 && (W::kQuantised || starts);
+        wgmma<W::kHalf>(sum, {a.x, c.x, a.y, c.y}, operand(at, kTokens * 16), !fresh);
+        wgmma<W::kHalf>(sum, {a.z, c.z, a.w, c.w}, operand(at + kTokens * 32, kTokens * 16), 1);
+      }
+    wgmma_end();
+    if (threadIdx.x % 32 == 0) arrive(empty[stage]);
+    next.load_subs(p, tile, first * 2 + chunk + 1);
+    if (chunk % 2 == 0) {
+      next.load_scales(p, tile, block + 1);
+      continue;
+    }
     if constexpr (W::kQuantised) {
 #pragma unroll
-      for (uint32_t i = 0; i < kTokens / 2; ++i) run[i] = fmaf(sum[i], i % 4 < 2 ? scale_low : scale_high, starts ? 0.0f : run[i]);
+      for (uint32_t i = 0; i < kTokens / 2; ++i)
+        run[i] = fmaf(sum[i], __half2float(factors.scale[i % 4 / 2]), starts ? 0.0f : run[i]);
       if (ends) add(total, run);
     } else if (ends) {
       add(total, sum);
     }
   }
+}
+
+// Adds the groups' sums of four columns at `mine`, each group's in its block of the cluster, in order.
+__device__ void add_groups(const float* mine, uint32_t groups, float (&sum)[4]) {
+  float part[8][4];
+#pragma unroll
+  for (uint32_t from = 0; from < 8; ++from)
+    if (from < groups) load_of(mine, from, part[from]);
+#pragma unroll
+  for (uint32_t from = 0; from < 8; ++from)
+    if (from < groups)
+      for (uint32_t j = 0; j < 4; ++j) sum[j] += part[from][j];
 }
 #endif
 
@@ -168,44 +262,38 @@ __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work 
 #ifdef INGOT_HOPPER
   extern __shared__ __align__(128) std::byte shared[];
   const uint32_t groups = groups_of(p), group = blockIdx.x % groups, tile = blockIdx.x / groups, warp = threadIdx.x / 32;
-  const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own_tile = tile * (kRows / kTile) + warp;
   const uint32_t blocks = segment_blocks(p) * (segments_of(p) / groups);
   const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
   let_next_start();
-  Held<W> held;
-  Cursor next{tile * (kRows / kTile) + warp, first};
-  if (first < last) {
-#pragma unroll
-    for (uint32_t slot = 0; slot < Held<W>::kSlots; ++slot) held.load(p, next, slot);
-    held.load_scales(p, next);
-  }
-  ++next.block;
-  make_operands<W, kTokens>(p, work, shared);
+  const Weights<W, kTokens> weights(p, own_tile, first, shared);
+  for (uint32_t chunk = 0; chunk < stages_of<W>(kTokens) - 1; ++chunk) weights.fetch(chunk, (last - first) * 2);
+  std::byte* rest = shared + stages_of<W>(kTokens) * weight_bytes<W>();
+  make_operands<W, kTokens>(p, work, rest);
   const uint32_t first_token = blockIdx.y * kTokens, tokens = min(kTokens, p.tokens() - first_token);
   float total[kTokens / 2] = {};
   if (first < last)
-    sum_blocks<W, kTokens>(p, work.operands + size_t{first_token} * round_up(p.k, kQuantBlock), reinterpret_cast<uint16_t*>(shared), held,
-                           next, first, last, total);
+    sum_blocks<W, kTokens>(p, weights, own_tile, work.operands + size_t{first_token} * round_up(p.k, kQuantBlock), rest, first, last, total);
   __syncthreads();
-  float* sums = reinterpret_cast<float*>(shared);
+  float* sums = reinterpret_cast<float*>(rest);
 #pragma unroll
   for (uint32_t i = 0; i < kTokens / 2; ++i)
     sums[(i / 4 * 8 + 2 * t + i % 2) * kSumStride + warp * kTile + g + i % 4 / 2 * 8] = total[i];
   if (groups > 1) cluster_arrive_and_wait();
   else __syncthreads();
   const uint32_t columns = kRows / p.branches;
-  for (uint32_t i = group * kThreads + threadIdx.x; i < tokens * columns; i += groups * kThreads) {
+  for (uint32_t i = (group * kThreads + threadIdx.x) * 4; i < tokens * columns; i += groups * kThreads * 4) {
     const uint32_t token = i / columns, c = i % columns, column = tile * columns + c;
     if (column >= p.n) continue;
-    const float residual = residual_of(p, first_token + token, column);
+    float residual[4], sum[4] = {}, other[4] = {}, y[4];
+    for (uint32_t j = 0; j < 4; ++j) residual[j] = column + j < p.n ? residual_of(p, first_token + token, column + j) : 0;
     const float* mine = sums + token * kSumStride + (p.branches == 2 ? c + c / kTile * kTile : c);
-    float sum = 0, other = 0;
-    for (uint32_t from = 0; from < groups; ++from) {
-      sum += groups > 1 ? load_of(mine, from) : mine[0];
-      if (p.branches == 2) other += groups > 1 ? load_of(mine + kTile, from) : mine[kTile];
-    }
+    add_groups(mine, groups, sum);
+    if (p.branches == 2) add_groups(mine + kTile, groups, other);
     const float factor = p.norm ? __ldcg(work.factors + first_token + token) : 1;
-    finish(p, first_token + token, column, sum * factor, other * factor, residual);
+    for (uint32_t j = 0; j < 4; ++j)
+      if (column + j < p.n) y[j] = finished(p, column + j, sum[j] * factor, other[j] * factor, residual[j]);
+    store_outputs(p.out, first_token + token, column, p.n, y);
   }
   if (groups > 1) cluster_arrive_and_wait();  // others read this block's memory
 #endif
@@ -217,13 +305,11 @@ cudaError_t launch_tile(const Context& context, const Product& p) {
   std::byte* at = context.workspace.data;
   const Work work{reinterpret_cast<Counters*>(at), reinterpret_cast<float*>(at + kCounterBytes),
                   reinterpret_cast<uint16_t*>(at + kCounterBytes + factor_bytes(p))};
-  const size_t row = (size_t{padded_k(p)} + 32) * 2, sums = size_t{kTokens} * kSumStride * 4;
-  const size_t shared = std::max({ring_bytes(kTokens), row, sums});
+  const size_t shared = shared_of<W>(p, kTokens);
   const uint32_t groups = groups_of(p);
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   return launch(context, kernel,
-                {{ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens)}, kThreads, shared, groups},
-                p, work);
+                {{ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens)}, kThreads, shared, groups}, p, work);
 }
 
 template <class W>
@@ -240,7 +326,7 @@ cudaError_t tile_of(const Context& context, const Product& p) {
 }  // namespace
 
 bool tile_can(const Device& device, const Product& p) {
-  return p.dtype != DType::f32 && device.major == 9 && (size_t{padded_k(p)} + 32) * 2 + 1024 <= device.shared_bytes;
+  return p.dtype != DType::f32 && device.major == 9 && shared_of<Bf16Weights>(p, 16) + 1024 <= device.shared_bytes;
 }
 
 // Of any number of tokens up to p's.
