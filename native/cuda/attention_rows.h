@@ -18,9 +18,11 @@ struct Parts {
 template <class T, bool Int8, int Dim, bool Exact, bool Decode>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;
-  static constexpr int kStages = Int8 ? 1 : Dim <= 128 ? 3 : Dim <= 256 ? 2 : 1;
+  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock.
+  static constexpr bool kSpans = Decode && Exact && !Int8;
+  static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 ? 3 : 2;
   static constexpr int kPairs = (Dim / 16 + kWarps - 1) / kWarps;  // runs of 16 elements of an output, a warp
-  static constexpr int kScores = kTile + kPad;
+  static constexpr int kScores = (kSpans ? kStages : 1) * kTile + kPad;
 
   static size_t bytes(const Attention& a) {
     const size_t row = a.dim + kPad;
@@ -164,58 +166,149 @@ struct RowsBlock {
     if (Int8 && lane == 0) fresh_scales[plane] = most / 127.0f;
   }
 
-  // Puts the new key and value where tile t has room for them.
-  __device__ void place(uint32_t t) {
+  // Puts the new key (plane 0) or value where tile t has room for it.
+  __device__ void place(uint32_t t, uint32_t plane) {
     if (!appends || last / kTile != t) return;
-    const uint32_t r = (t % Layout::kStages * kTile + last % kTile) * width, chunks = dim / 8;
-    for (uint32_t i = threadIdx.x; i < 2 * chunks; i += Layout::kThreads) {
-      const uint32_t plane = i / chunks, at = i % chunks * 8;
-      *reinterpret_cast<uint4*>((plane ? values : keys) + r + at) =
-          *reinterpret_cast<const uint4*>(fresh + plane * dim + at);
-    }
-    if (Int8 && threadIdx.x < 2) (threadIdx.x ? value_scales : key_scales)[last % kTile] = fresh_scales[threadIdx.x];
+    T* to = (plane ? values : keys) + (t % Layout::kStages * kTile + last % kTile) * width;
+    for (uint32_t i = threadIdx.x * 8; i < dim; i += Layout::kThreads * 8)
+      *reinterpret_cast<uint4*>(to + i) = *reinterpret_cast<const uint4*>(fresh + plane * dim + i);
+    if (Int8 && threadIdx.x == 0) (plane ? value_scales : key_scales)[last % kTile] = fresh_scales[plane];
   }
 
-  // Starts copying tile t of keys and values; zeros where the rows see nothing.
-  __device__ void load(uint32_t t) {
-    const uint32_t stage = t % Layout::kStages * kTile, chunks = dim / (Int8 ? 16 : 8);
+  // Starts copying tile t of keys or values; zeros where the rows see nothing.
+  __device__ void load(uint32_t t, uint32_t plane) {
+    const uint32_t stage = t % Layout::kStages * kTile, chunks = dim / (Int8 ? 16 : 8), all = kTile * chunks;
     constexpr size_t bytes = Int8 ? 1 : sizeof(T);
     static_assert(kTile == 2 * kPage);
     const std::byte* pages[2];
 #pragma unroll
-    for (uint32_t i = 0; i < kTile / kPage; ++i) {
+    for (uint32_t i = 0; i < 2; ++i) {
       const uint32_t p = t * kTile + i * kPage;
       pages[i] = a.state + (p >= low && p < high ? size_t(table[p / kPage]) * a.unit : 0);
     }
-#pragma unroll
-    for (uint32_t plane = 0; plane < 2; ++plane) {
-      T* to = (plane ? values : keys) + stage * width;
-      const uint32_t side = plane * a.kv_heads + head;
-      const size_t offset = size_t(side) * kPage * dim * bytes;
-      const uint32_t all = kTile * chunks;
+    T* to = (plane ? values : keys) + stage * width;
+    const uint32_t side = plane * a.kv_heads + head;
+    const size_t offset = size_t(side) * kPage * dim * bytes;
 #pragma unroll(Exact ? kTile * Dim / (Int8 ? 16 : 8) / Layout::kThreads : 1)
-      for (uint32_t i = threadIdx.x; i < all; i += Layout::kThreads) {
-        const uint32_t r = i / chunks, column = i % chunks, p = t * kTile + r;
-        const bool present = p >= low && p < high;
-        if (Decode && p == last) continue;
-        const std::byte* from = (r < kPage ? pages[0] : pages[1]) + offset + (r % kPage * dim * bytes + column * 16);
-        if constexpr (Int8) {
-          const uint4 packed_bytes = present ? *reinterpret_cast<const uint4*>(from) : uint4{};
-          const int8_t* x = reinterpret_cast<const int8_t*>(&packed_bytes);
-          uint32_t* wide = reinterpret_cast<uint32_t*>(to + r * width + column * 16);
+    for (uint32_t i = threadIdx.x; i < all; i += Layout::kThreads) {
+      const uint32_t r = i / chunks, column = i % chunks, p = t * kTile + r;
+      const bool present = p >= low && p < high;
+      if (Decode && p == last) continue;
+      const std::byte* from = (r < kPage ? pages[0] : pages[1]) + offset + (r % kPage * dim * bytes + column * 16);
+      if constexpr (Int8) {
+        const uint4 packed_bytes = present ? *reinterpret_cast<const uint4*>(from) : uint4{};
+        const int8_t* x = reinterpret_cast<const int8_t*>(&packed_bytes);
+        uint32_t* wide = reinterpret_cast<uint32_t*>(to + r * width + column * 16);
 #pragma unroll
-          for (int e = 0; e < 8; ++e) wide[e] = packed<T>(float(x[2 * e]), float(x[2 * e + 1]));
-        } else {
-          copy_async(shared_address(to + r * width + column * 8), present ? from : a.state, present);
+        for (int e = 0; e < 8; ++e) wide[e] = packed<T>(float(x[2 * e]), float(x[2 * e + 1]));
+      } else {
+        copy_async(shared_address(to + r * width + column * 8), present ? from : a.state, present);
+      }
+    }
+    if constexpr (Int8) {
+      for (uint32_t r = threadIdx.x; r < kTile; r += Layout::kThreads) {
+        const uint32_t p = t * kTile + r;
+        if (Decode && p == last) continue;
+        (plane ? value_scales : key_scales)[r] =
+            p >= low && p < high ? a.scales(r < kPage ? pages[0] : pages[1])[side * kPage + p % kPage] : 0;
+      }
+    }
+  }
+  __device__ void load(uint32_t t) {
+    load(t, 0);
+    load(t, 1);
+  }
+  __device__ void place(uint32_t t) {
+    place(t, 0);
+    place(t, 1);
+  }
+  // The same of a span.
+  __device__ void load_span(uint32_t t, uint32_t plane) {
+#pragma unroll
+    for (uint32_t i = 0; i < uint32_t(Layout::kStages); ++i) load(t + i, plane);
+    commit_copies();
+  }
+
+  // As `attend` and `sweep`, for two tiles at once: a warp scores 32 positions.
+  template <class F>
+  __device__ void sweep_spans(uint32_t begin, uint32_t end, const F& done) {
+    constexpr uint32_t span = Layout::kStages;
+    static_assert(!Layout::kSpans || span == 2);
+    Sums sums;
+    sums.clear();
+    const uint32_t column = warp * 32;
+    const uint32_t key = shared_address(keys + (column + lane % 8 + lane / 16 * 8) * width + lane / 8 % 2 * 8);
+    const uint32_t q = shared_address(query + lane % 16 * width + lane / 16 * 8);
+    for (uint32_t t = begin; t < end; t += span) {
+      await_copies<1>();
+      __syncthreads();
+      float s[4][4] = {};
+#pragma unroll
+      for (int k = 0; k < Dim / 16; ++k) {
+        uint32_t left[4];
+        load_matrices(left, q + k * 32);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          uint32_t right[4];
+          load_matrices(right, key + n * 16 * width * 2 + k * 32);
+          multiply_add<T>(s[2 * n], left, right[0], right[1]);
+          multiply_add<T>(s[2 * n + 1], left, right[2], right[3]);
         }
       }
-      if constexpr (Int8) {
-        for (uint32_t r = threadIdx.x; r < kTile; r += Layout::kThreads) {
-          const uint32_t p = t * kTile + r;
-          if (Decode && p == last) continue;
-          (plane ? value_scales : key_scales)[r] =
-              p >= low && p < high ? a.scales(r < kPage ? pages[0] : pages[1])[side * kPage + p % kPage] : 0;
+      float most[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int side = i / 2 % 2;
+        const uint32_t p = t * kTile + column + i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float& x = s[i / 4][i % 4];
+        x = p <= own[side] && p >= from[side] ? scores(x) : -INFINITY;
+        most[side] = fmaxf(most[side], x);
+      }
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        most[side] = fmaxf(most[side], __shfl_xor_sync(kAll, most[side], 1));
+        most[side] = fmaxf(most[side], __shfl_xor_sync(kAll, most[side], 2));
+        if (lane % 4 == 0) most_of[warp * 16 + lane / 4 + side * 8] = most[side];
+      }
+      __syncthreads();
+      if (t + span < end) {
+        load_span(t + span, 0);
+        for (uint32_t i = 0; i < span; ++i) place(t + span + i, 0);
+      } else {
+        commit_copies();
+      }
+      float scale[2][2], peak[2];  // of each tile; of this warp's
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const float* m = most_of + tile * 32 + lane / 4 + side * 8;
+          const float next = fmaxf(sums.most[side], fmaxf(m[0], m[16])), its = scores.peak(next);
+          scale[tile][side] = scores.rescale(sums.most[side], its);
+          sums.most[side] = next;
+          if (tile == 0 || warp >= 2) peak[side] = its;
         }
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int side = 0; side < 2; ++side)
+          *reinterpret_cast<uint32_t*>(weights + (lane / 4 + side * 8) * Layout::kScores + column + i * 8 +
+                                       lane % 4 * 2) =
+              packed<T>(scores.weight(s[i][side * 2], peak[side]), scores.weight(s[i][side * 2 + 1], peak[side]));
+      await_copies<1>();
+      __syncthreads();
+#pragma unroll
+      for (uint32_t tile = 0; tile < span; ++tile) weigh(tile * kTile, scale[tile], sums, tile * kTile);
+      __syncthreads();
+      if (t + span < end) {
+        load_span(t + span, 1);
+        for (uint32_t i = 0; i < span; ++i) place(t + span + i, 1);
+      } else {
+        commit_copies();
+      }
+      if (t + span >= end || (t + span) % kTilesOfSplit == 0) {
+        done(t / kTilesOfSplit, sums);
+        sums.clear();
       }
     }
   }
@@ -291,13 +384,13 @@ struct RowsBlock {
   }
 
   // Totals are a product, too, with a column of ones.
-  __device__ void weigh(uint32_t stage, const float (&scale)[2], Sums& sums) {
+  __device__ void weigh(uint32_t stage, const float (&scale)[2], Sums& sums, uint32_t column = 0) {
     float total[4] = {sums.total[0] * scale[0], 0, sums.total[1] * scale[1], 0};
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
 #pragma unroll
       for (int j = 0; j < 8; ++j) sums.out[i][j / 4][j % 4] *= scale[j / 2 % 2];
-    const uint32_t w = shared_address(weights + lane % 16 * Layout::kScores + lane / 16 * 8);
+    const uint32_t w = shared_address(weights + lane % 16 * Layout::kScores + column + lane / 16 * 8);
     const uint32_t value = shared_address(values + (stage + lane % 16) * width + lane / 16 * 8);
     const uint32_t one = packed<T>(1, 1);
 #pragma unroll
@@ -380,14 +473,19 @@ struct RowsBlock {
     }
   }
   __device__ void start(uint32_t begin, uint32_t end) {
-    for (uint32_t t = begin; t < begin + kAhead; ++t) {
-      if (t < end) load(t);
-      commit_copies();
+    if constexpr (Layout::kSpans) {
+      load_span(begin, 0);
+      load_span(begin, 1);
+    } else {
+      for (uint32_t t = begin; t < begin + kAhead; ++t) {
+        if (t < end) load(t);
+        commit_copies();
+      }
     }
   }
   // Tile t, where a block starts at tile `begin`, was started before the new key was there.
   __device__ void place_started(uint32_t begin, uint32_t end) {
-    for (uint32_t t = begin; t < begin + kAhead && t < end; ++t) place(t);
+    for (uint32_t t = begin; t < begin + (Layout::kSpans ? Layout::kStages : kAhead) && t < end; ++t) place(t);
   }
 
   __device__ void run() {
@@ -407,7 +505,8 @@ struct RowsBlock {
     const uint32_t first = low / kSplit, splits = last / kSplit + 1 - first;
     const uint32_t each_part = (splits + parts.parts - 1) / parts.parts, used = (splits + each_part - 1) / each_part;
     const uint32_t from_split = first + part * each_part, to_split = min(from_split + each_part, first + splits);
-    const uint32_t begin = max(low / kTile, from_split * kTilesOfSplit);
+    const uint32_t from_tile = max(low / kTile, from_split * kTilesOfSplit);
+    const uint32_t begin = Layout::kSpans ? from_tile / Layout::kStages * Layout::kStages : from_tile;
     const uint32_t end = min(last / kTile + 1, to_split * kTilesOfSplit);
     appends = part + 1 == used;
     if (part < used) start(begin, end);
@@ -423,7 +522,7 @@ struct RowsBlock {
     float* slots = parts.sums + size_t(item) * parts.splits * stride;
     Sums whole;
     whole.clear();
-    sweep(begin, end, [&](uint32_t split, const Sums& sums) {
+    const auto done = [&](uint32_t split, const Sums& sums) {
       if (used == 1) return whole.merge(scores, sums);
       float* slot = slots + size_t(split - first) * stride;
       each(sums, [&](int, uint32_t r, uint32_t d, float x) { slot[2 * rows.count + r * dim + d] = x; });
@@ -434,7 +533,9 @@ struct RowsBlock {
         slot[2 * r] = sums.most[side];
         slot[2 * r + 1] = sums.total[side];
       }
-    });
+    };
+    if constexpr (Layout::kSpans) sweep_spans(begin, end, done);
+    else sweep(begin, end, done);
     if (used == 1) return finish(whole);
     if (arrives_last(parts.counters + item, used)) merge_slots(slots, stride, splits);
   }

@@ -139,6 +139,92 @@ __device__ T before(T x, T* scratch, T& total) {
   return lane ? sum + previous : sum;
 }
 
+__device__ inline uint32_t* counter_of_row(const Sampling& s, uint32_t r) {
+  return reinterpret_cast<uint32_t*>(s.workspace + r * s.row_bytes);
+}
+__device__ inline Chunk* chunks_of_row(const Sampling& s, uint32_t r) {
+  return reinterpret_cast<Chunk*>(counter_of_row(s, r) + 2);
+}
+
+// Reads a chunk once: its best untouched logit, and its sum of e^(z - most), in f32 over the 256 logits of a warp.
+__device__ void survey(const Sampling& s, Shared& m, uint32_t r, uint32_t chunk) {
+  const uint32_t base = chunk * kChunk, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float* logits = s.logits + r * s.stride + base;
+  const bool whole = base + kChunk <= s.vocab && reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+  float z[kEach];
+#pragma unroll
+  for (uint32_t i = 0; i < kEach; i += 4) {
+    const uint32_t at = i * kThreads + threadIdx.x * 4;
+    if (whole) {
+      const float4 x = *reinterpret_cast<const float4*>(logits + at);
+      z[i] = logit_of(x.x);
+      z[i + 1] = logit_of(x.y);
+      z[i + 2] = logit_of(x.z);
+      z[i + 3] = logit_of(x.w);
+    } else {
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) z[i + j] = base + at + j < s.vocab ? logit_of(logits[at + j]) : -INFINITY;
+    }
+  }
+  float most = z[0];
+#pragma unroll
+  for (uint32_t i = 1; i < kEach; ++i) most = fmaxf(most, z[i]);
+  most = warp_reduce(most, More{});
+  uint32_t id = kAll;
+  float sum = 0;
+#pragma unroll
+  for (uint32_t i = kEach; i-- > 0;) {
+    if (z[i] == most) id = base + i / 4 * 4 * kThreads + threadIdx.x * 4 + i % 4;
+    sum += z[i] == most ? 1.0f : __expf(z[i] - most);
+  }
+  id = warp_reduce(id, Less{});
+  sum = warp_reduce(sum, Sum{});
+  if (lane == 0) {
+    m.keys[warp] = key_of(most, id);
+    m.sums[warp] = double(sum);
+  }
+  __syncthreads();
+  if (warp) return;
+  const uint64_t key = lane < kWarps ? m.keys[lane] : kNone;
+  const uint64_t best = warp_reduce(key, Less{});
+  const float top = logit_of_key(best);
+  double part = lane < kWarps ? m.sums[lane] * weight_of(logit_of_key(key), top, 1) : 0;
+  part = warp_reduce(part, Sum{});
+  if (lane == 0) chunks_of_row(s, r)[chunk] = {part, 0, top, top, best};
+}
+
+// Whether this block is the row's last; then all that the others wrote may be read.
+__device__ bool arrives_last(const Sampling& s, Shared& m, uint32_t r) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    m.flag = atomicAdd(counter_of_row(s, r), 1) + 1 == s.chunks;
+    if (m.flag) *counter_of_row(s, r) = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return m.flag;
+}
+
+// The end of a row that wants its best token and nothing else, by one warp.
+__device__ void finish_greedy(const Sampling& s, uint32_t r) {
+  const uint32_t lane = threadIdx.x % 32;
+  uint64_t best = kNone;
+  for (uint32_t c = lane; c < s.chunks; c += 32) best = min(best, chunks_of_row(s, r)[c].best);
+  best = warp_reduce(best, Less{});
+  const float most = logit_of_key(best);
+  double sum = 0;
+  for (uint32_t c = lane; c < s.chunks; c += 32) {
+    const Chunk& chunk = chunks_of_row(s, r)[c];
+    sum += chunk.raw_sum * weight_of(chunk.raw_most, most, 1);
+  }
+  sum = warp_reduce(sum, Sum{});
+  float* logprobs = s.logprobs + r * s.logprobs_stride;
+  if (lane == 0) s.tokens[r * s.tokens_stride] = int32_t(uint32_t(best));
+  if (lane <= kTopLogprobs) logprobs[lane] = lane ? 0 : float(double(most) - (double(most) + log(sum)));
+  if (lane < kTopLogprobs) s.top_tokens[r * s.top_stride + lane] = -1;
+}
+
 // One row, for the blocks that share it.
 struct Row {
   const Sampling& s;
@@ -151,8 +237,7 @@ struct Row {
   __device__ Row(const Sampling& s, Shared& m, uint32_t r)
       : s(s), m(m), r(r), p(s.params[r]), logits(s.logits + r * s.stride), adjusted(adjusts(p)) {}
 
-  __device__ uint32_t* counter() const { return reinterpret_cast<uint32_t*>(s.workspace + r * s.row_bytes); }
-  __device__ Chunk* chunks() const { return reinterpret_cast<Chunk*>(counter() + 2); }
+  __device__ Chunk* chunks() const { return chunks_of_row(s, r); }
   __device__ uint64_t* lists() const {
     return reinterpret_cast<uint64_t*>(chunks() + s.chunks) + (raw && adjusted ? s.chunks * kListed : 0);
   }
@@ -208,33 +293,29 @@ struct Row {
     }
   }
 
-  __device__ void survey(uint32_t chunk) {
-    load(chunk, false);
-    Chunk found;
-    const auto largest = [&] {
-      float most = -INFINITY;
-      for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads) most = fmaxf(most, m.z[i]);
-      return reduce(most, More{}, reinterpret_cast<float*>(m.counts));
-    };
-    found.raw_most = largest();
-    float sum = 0;
-    for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads)
-      sum += m.z[i] == found.raw_most ? 1.0f : expf(m.z[i] - found.raw_most);
-    found.raw_sum = reduce(double(sum), Sum{}, m.sums);
-    if (adjusted) load(chunk, true);
-    found.most = adjusted ? largest() : found.raw_most;
+  // What the row's options make of a chunk, beside what `survey` found.
+  __device__ void refine(uint32_t chunk) {
+    load(chunk, adjusted);
+    float most = -INFINITY;
     uint64_t best = kNone;
-    for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads)
+    for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads) {
+      most = fmaxf(most, m.z[i]);
       if (chunk * kChunk + i < s.vocab) best = min(best, key_of(m.z[i], chunk * kChunk + i));
-    found.best = reduce(best, Less{}, m.keys);
-    found.weight = 0;
-    if (draws(p)) {
-      double weight = 0;
-      for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads)
-        if (chunk * kChunk + i < s.vocab) weight += weight_of(m.z[i], found.most, double(p.temperature));
-      found.weight = reduce(weight, Sum{}, m.sums);
     }
-    if (threadIdx.x == 0) chunks()[chunk] = found;
+    most = reduce(most, More{}, reinterpret_cast<float*>(m.counts));
+    best = reduce(best, Less{}, m.keys);
+    double weight = 0;
+    if (draws(p)) {
+      for (uint32_t i = threadIdx.x; i < kChunk; i += kThreads)
+        if (chunk * kChunk + i < s.vocab) weight += weight_of(m.z[i], most, double(p.temperature));
+      weight = reduce(weight, Sum{}, m.sums);
+    }
+    if (threadIdx.x == 0) {
+      Chunk& found = chunks()[chunk];
+      found.weight = weight;
+      found.most = most;
+      found.best = best;
+    }
     if (filters(p)) list(chunk);
     if (p.top_logprobs && (adjusted || !filters(p))) {
       raw = true;
@@ -248,20 +329,6 @@ struct Row {
   __device__ void list(uint32_t chunk) {
     find(Source::chunk, chunk, 0, kListed);
     for (uint32_t i = threadIdx.x; i < kListed; i += kThreads) lists()[chunk * kListed + i] = m.batch[i];
-  }
-
-  // Whether this block is the row's last; then all that the others wrote may be read.
-  __device__ bool last() {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      const uint32_t done = atomicAdd(counter(), 1) + 1;
-      m.flag = done == s.chunks;
-      if (m.flag) *counter() = 0;
-      __threadfence();
-    }
-    __syncthreads();
-    return m.flag;
   }
 
   float most, raw_most;
@@ -523,13 +590,19 @@ struct Row {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) choose(const __grid_constant__ Sampling s) {
+// Rows that ask for more keep their options in memory of the thread, which costs more than all else a greedy row does.
+__device__ __noinline__ void refine_row(const Sampling& s, Shared& m, uint32_t r) { Row(s, m, r).refine(blockIdx.x); }
+__device__ __noinline__ void finish_row(const Sampling& s, Shared& m, uint32_t r) { Row(s, m, r).finish(); }
+
+__global__ void __launch_bounds__(kThreads, 3) choose(const __grid_constant__ Sampling s) {
   extern __shared__ __align__(16) std::byte memory[];
-  wait_for_inputs();
-  let_next_start();
   Shared& m = *reinterpret_cast<Shared*>(memory);
   const uint32_t r = blockIdx.y;
-  if (!(s.params[r].flags & kSampleFlagSample)) {
+  const SampleParams& p = s.params[r];
+  const bool samples = p.flags & kSampleFlagSample, greedy = !draws(p) && !adjusts(p) && !p.top_logprobs;
+  wait_for_inputs();
+  let_next_start();
+  if (!samples) {
     if (blockIdx.x) return;
     if (threadIdx.x == 0) s.tokens[r * s.tokens_stride] = -1;
     for (uint32_t i = threadIdx.x; i <= kTopLogprobs; i += kThreads) {
@@ -538,12 +611,11 @@ __global__ void __launch_bounds__(kThreads) choose(const __grid_constant__ Sampl
     }
     return;
   }
-  Row row(s, m, r);
-  row.survey(blockIdx.x);
-  if (row.last()) {
-    row.size = 0;
-    row.finish();
-  }
+  survey(s, m, r, blockIdx.x);
+  if (!greedy) refine_row(s, m, r);
+  if (!arrives_last(s, m, r)) return;
+  if (!greedy) finish_row(s, m, r);
+  else if (threadIdx.x < 32) finish_greedy(s, r);
 }
 
 uint32_t chunks_of(const Call& call) { return (call.as<op::sample::Params>().vocab + kChunk - 1) / kChunk; }
