@@ -120,10 +120,9 @@ cudaError_t cublaslt_gemm(const Context& context, const Gemm& g, void* workspace
   Handle handle = nullptr;
   const Plan* plan = plans().of(context.device.ordinal, g, handle);
   if (!plan) return cudaErrorNotSupported;
-  const float one = 1;
   ++*context.launches;
-  return library().matmul(handle, plan->desc, &one, g.a, plan->a, const_cast<void*>(g.b), plan->b, const_cast<float*>(&g.beta), g.c, plan->c,
-                          g.d, plan->d, &plan->algorithm, workspace, kCublasWorkspace, context.stream)
+  return library().matmul(handle, plan->desc, &g.alpha, g.a, plan->a, const_cast<void*>(g.b), plan->b, const_cast<float*>(&g.beta), g.c,
+                          plan->c, g.d, plan->d, &plan->algorithm, workspace, kCublasWorkspace, context.stream)
              ? cudaErrorLaunchFailure
              : cudaSuccess;
 }

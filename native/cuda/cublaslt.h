@@ -7,14 +7,14 @@ namespace ingot::cuda {
 
 constexpr size_t kCublasWorkspace = size_t{32} << 20;
 
-// d (columns of m, n of them) = a^T . b + beta * d, all column-major: a is (k, m), b is (k, n) of 16-bit floats.
+// d (columns of m, n of them) = alpha * a^T . b + beta * c, all column-major: a is (k, m), b is (k, n) of 16-bit floats.
 struct Gemm {
   uint32_t m, n, k;
   DType operand, result;
   const void *a, *b, *c;
   void* d;
   size_t lda, ldb, ldc, ldd;  // elements
-  float beta;
+  float alpha, beta;
 };
 
 // nullptr: it can be used. Otherwise a reason code: 'cublaslt_absent', 'cublaslt_too_old'.

@@ -16,7 +16,7 @@ bool quantised(const Product& p) { return p.scales != nullptr; }
 bool ready(const Product& p) { return !p.norm && p.x.dtype == operand_of(p) && p.x.stride % 16 == 0; }
 // out = sums (+ residual), which cuBLASLt writes itself.
 bool plain(const Product& p) {
-  return p.branches == 1 && !p.bias && p.activation == Activation::none && p.scale == 1 && p.softcap == 0 &&
+  return p.branches == 1 && !p.bias && p.activation == Activation::none && p.softcap == 0 &&
          (!p.residual.data || p.out.dtype == DType::f32) && (p.out.dtype == DType::f32 || p.out.dtype == operand_of(p));
 }
 // f16 sums could overflow.
@@ -41,6 +41,22 @@ Parts parts_of(const Product& p) {
   parts.sums = parts.weights + (quantised(p) ? pages(slice_rows(p) * k * 2) : 0);
   parts.end = parts.sums + (plain(p) ? 0 : pages(size_t{p.tokens()} * slice_rows(p) * byte_size(scratch_type(p), 1)));
   return parts;
+}
+
+// Eight elements of a row whose stride is a multiple of 16 bytes, those past its end zero.
+__device__ void load_eight(const Matrix& m, uint32_t row, uint32_t c, float (&v)[8]) {
+  if (c + 8 > m.width) {
+    for (uint32_t j = 0; j < 8; ++j) v[j] = c + j < m.width ? load_as_float(m, row, c + j) : 0;
+  } else if (m.dtype == DType::f32) {
+    const float4* from = reinterpret_cast<const float4*>(row_of<const float>(m, row) + c);
+    const float4 a = from[0], b = from[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+  } else {
+    const uint4 raw = *reinterpret_cast<const uint4*>(row_of<const uint16_t>(m, row) + c);
+    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) v[2 * j] = __uint_as_float(pairs[j] << 16), v[2 * j + 1] = __uint_as_float(pairs[j] & 0xffff0000);
+  }
 }
 
 // A block a row: x, normalised where there is a norm, rounded to operands with zeros up to a multiple of 32.
@@ -91,21 +107,21 @@ __global__ __launch_bounds__(kThreads) void make_whole(const Product p, uint32_t
                                                                      pack<false>(v[4], v[5]), pack<false>(v[6], v[7])};
 }
 
-// out from sums (tokens, rows of the slice), four a thread; outputs begin at `first` columns.
+// out from sums (tokens, rows of the slice), eight a thread; outputs begin at `first` columns.
 __global__ __launch_bounds__(kThreads) void finish_sums(const Product p, Matrix sums, uint32_t first, uint32_t columns) {
   let_next_start();
+  const uint32_t i = (blockIdx.x * kThreads + threadIdx.x) * 8, token = blockIdx.y;
   wait_for_inputs();
-  const uint32_t i = (blockIdx.x * kThreads + threadIdx.x) * 4, token = blockIdx.y;
   if (i >= columns) return;
   const uint32_t r = p.branches == 2 ? i + i / kTile * kTile : i;
-  const bool wide = sums.stride % 16 == 0;
-  float sum[4], other[4] = {};
-  load_four(sums, token, r, sums.width, wide, sum);
-  if (p.branches == 2) load_four(sums, token, r + kTile, sums.width, wide, other);
-  float y[4];
-  for (uint32_t j = 0; j < 4; ++j)
-    if (i + j < columns) y[j] = finished(p, first + i + j, sum[j], other[j], residual_of(p, token, first + i + j));
-  store_outputs(p.out, token, first + i, first + columns, y);
+  float sum[8], other[8] = {}, y[8];
+  load_eight(sums, token, r, sum);
+  if (p.branches == 2) load_eight(sums, token, r + kTile, other);
+#pragma unroll
+  for (uint32_t j = 0; j < 8; ++j)
+    y[j] = i + j < columns ? finished(p, first + i + j, sum[j], other[j], residual_of(p, token, first + i + j)) : 0;
+  store_outputs(p.out, token, first + i, first + columns, {y[0], y[1], y[2], y[3]});
+  store_outputs(p.out, token, first + i + 4, first + columns, {y[4], y[5], y[6], y[7]});
 }
 
 // One slice of weight rows.
@@ -125,11 +141,11 @@ cudaError_t slice(const Context& context, const Product& p, const Parts& parts, 
   const bool add = plain(p) && p.residual.data;
   const void* c = add ? p.residual.data + first * size : sums.data;
   const Gemm gemm{rows, p.tokens(), p.k, operand_of(p), result, weight, x, c, sums.data, k, ldx,
-                  (add ? p.residual.stride : sums.stride) / size, sums.stride / size, add ? 1.0f : 0.0f};
+                  (add ? p.residual.stride : sums.stride) / size, sums.stride / size, plain(p) ? p.scale : 1.0f, add ? 1.0f : 0.0f};
   if (const cudaError_t e = cublaslt_gemm(context, gemm, work + kCounterBytes)) return e;
   if (plain(p)) return cudaSuccess;
   const uint32_t columns = rows / p.branches;
-  return launch(context, finish_sums, {{ceil_div(columns, kThreads * 4), p.tokens()}, kThreads}, p, sums, first / p.branches, columns);
+  return launch(context, finish_sums, {{ceil_div(columns, kThreads * 8), p.tokens()}, kThreads}, p, sums, first / p.branches, columns);
 }
 
 }  // namespace

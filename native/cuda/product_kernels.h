@@ -8,6 +8,7 @@ constexpr uint32_t kStreamTokens = 32;  // at most, for each pass over the weigh
 
 constexpr size_t kCounterBytes = 256;  // at the start of the workspace, zeros between launches
 
+uint32_t stream_passes(const Device& device, const Product& p);
 cudaError_t product_stream(const Context& context, const Product& p);  // few tokens; any number, in passes
 bool tile_can(const Device& device, const Product& p);
 size_t tile_workspace(const Product& p);

@@ -243,7 +243,7 @@ void judge(const Device& device, const Case& c, bool deterministic, unsigned see
   }
   for (const float v : got) if (std::isnan(v)) error = NAN;
   const double relative = std::sqrt(error / norm);
-  const double allowed = !deterministic && c.tokens > 32 ? 8e-3 : c.out == DType::bf16 ? 4e-3 : c.out == DType::f16 ? 5e-4 : 2e-5;
+  const double allowed = !deterministic && c.tokens > 8 ? 8e-3 : c.out == DType::bf16 ? 4e-3 : c.out == DType::f16 ? 5e-4 : 2e-5;
   const bool good = relative < allowed;
   failures += !good;
   if (!good || std::getenv("VERBOSE"))
