@@ -12,7 +12,6 @@ namespace ingot::cuda {
 namespace paged {
 namespace {
 
-constexpr uint32_t kWaves = 3;  // blocks of a decode step, in times what is resident at once
 constexpr uint32_t kAppendWarps = 4, kMostDim = 512;
 
 size_t append_bytes(const Attention& a) { return kAppendWarps * (a.dim + 2 * a.pairs) * sizeof(float); }
@@ -120,13 +119,13 @@ cudaError_t launch_large(const Context& context, void (*kernel)(P...), const Gri
 size_t slot_bytes(uint32_t group, uint32_t dim) { return std::min(group, 16u) * (dim + 2) * sizeof(float); }
 uint32_t slots_of(size_t slot_bytes) { return uint32_t(std::min(size_t(kSlots), kMostSumBytes / slot_bytes)); }
 
-// As many blocks as occupy the device several times, where splits and slots allow it.
+// As many blocks as are resident at once, where splits and slots allow it: a merge costs more than a tail.
 Parts cut(const Context& context, const Attention& a, uint32_t items, size_t block_bytes) {
   const uint32_t resident = uint32_t(context.device.processors) * uint32_t(std::max<size_t>(
                                 1, std::min<size_t>(8, context.device.shared_bytes / (block_bytes + 1024))));
   const uint32_t splits = (std::max(context.shape.max_length, 1u) + kSplit - 1) / kSplit;
   const bool fits = uint64_t(items) * splits <= slots_of(slot_bytes(a.group, a.dim));
-  const uint32_t parts = fits ? std::min(splits, (kWaves * resident + items - 1) / items) : 1;
+  const uint32_t parts = fits ? std::clamp(resident / items, 1u, splits) : 1;
   std::byte* memory = context.workspace.data;
   return {parts, splits, reinterpret_cast<uint32_t*>(memory), reinterpret_cast<float*>(memory + kCounterBytes)};
 }

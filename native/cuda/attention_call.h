@@ -4,6 +4,7 @@
 #include <cuda_fp16.h>
 
 #include "launch.h"
+#include "tensor_core.h"
 
 namespace ingot::cuda::paged {
 
@@ -180,6 +181,19 @@ __device__ inline void put_out(const Attention& a, uint32_t token, uint32_t colu
   if (a.out_dtype == DType::f32) reinterpret_cast<float*>(row)[column] = x;
   else if (a.out_dtype == DType::f16) reinterpret_cast<__half*>(row)[column] = element<__half>(x);
   else reinterpret_cast<__nv_bfloat16*>(row)[column] = element<__nv_bfloat16>(x);
+}
+
+// Starts copying a tile of two pages, all of which is present: 16-bit elements, Dim a head, to rows of Dim + 8.
+template <int Dim, int Threads>
+__device__ inline void copy_tile(uint32_t to, const std::byte* const (&pages)[2], size_t offset) {
+  constexpr uint32_t chunks = Dim / 8, rows = Threads / chunks;  // rows that the threads copy at once
+  static_assert(kPage % rows == 0);
+  const uint32_t r = threadIdx.x / chunks, column = threadIdx.x % chunks;
+  to += (r * (Dim + 8) + column * 8) * 2;
+  offset += (r * chunks + column) * 16;
+#pragma unroll
+  for (uint32_t i = 0; i < kTile; i += rows)
+    copy_async(to + i * (Dim + 8) * 2, pages[i / kPage] + offset + i % kPage * chunks * 16, true);
 }
 
 // Two neighbours, the first in an even column.

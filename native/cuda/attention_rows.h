@@ -3,7 +3,6 @@
 // over blocks, each stores its splits' sums, and the one that arrives last merges them in order.
 #pragma once
 #include "attention_call.h"
-#include "tensor_core.h"
 
 namespace ingot::cuda::paged {
 
@@ -19,7 +18,7 @@ template <class T, bool Int8, int Dim, bool Exact, bool Decode>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;
   // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock.
-  static constexpr bool kSpans = Decode && Exact && !Int8;
+  static constexpr bool kSpans = Decode && Exact && !Int8 && Dim == 64;
   static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 ? 3 : 2;
   static constexpr int kPairs = (Dim / 16 + kWarps - 1) / kWarps;  // runs of 16 elements of an output, a warp
   static constexpr int kScores = (kSpans ? kStages : 1) * kTile + kPad;
@@ -189,6 +188,10 @@ struct RowsBlock {
     T* to = (plane ? values : keys) + stage * width;
     const uint32_t side = plane * a.kv_heads + head;
     const size_t offset = size_t(side) * kPage * dim * bytes;
+    if constexpr (Exact && !Int8) {
+      if (t * kTile >= low && (t + 1) * kTile <= high)
+        return copy_tile<Dim, Layout::kThreads>(shared_address(to), pages, offset);
+    }
 #pragma unroll(Exact ? kTile * Dim / (Int8 ? 16 : 8) / Layout::kThreads : 1)
     for (uint32_t i = threadIdx.x; i < all; i += Layout::kThreads) {
       const uint32_t r = i / chunks, column = i % chunks, p = t * kTile + r;

@@ -2,7 +2,6 @@
 // values (FlashAttention-2: Dao, 2023). A row's sums are those of attention_rows.h, in the same order.
 #pragma once
 #include "attention_call.h"
-#include "tensor_core.h"
 
 namespace ingot::cuda::paged {
 
@@ -115,6 +114,10 @@ struct TilesBlock {
     for (uint32_t plane = 0; plane < 2; ++plane) {
       T* to = (plane ? values : keys) + stage * kWidth;
       const size_t offset = size_t(plane * a.kv_heads + head) * kPage * Dim * sizeof(T);
+      if (t * kTile >= low && (t + 1) * kTile <= high) {
+        copy_tile<Dim, kThreads>(shared_address(to), pages, offset);
+        continue;
+      }
 #pragma unroll
       for (uint32_t i = 0; i < kTile * chunks / kThreads; ++i) {
         const uint32_t at = i * kThreads + threadIdx.x, r = at / chunks, column = at % chunks, p = t * kTile + r;
