@@ -129,6 +129,8 @@ export const errors = {
   STEP_FAILED: device('a step failed in {where}: {reason}'),
   MUTANT_STALE: config('{file}: a mutant replaces "{find}", which stands there {got} times, expected once'),
   MUTANT_BUILD: device('the mutated kernels do not build: {reason}'),
+  DEVICE_FAILED: device('the device failed in {where}: {reason}; the step took no effect, retry it'),
+  DEVICE_LOST: device('{device} takes no more work: {reason}; start a new process, and run "ingot doctor" there'),
   WORKER_FAILED: device('a worker thread failed: {reason}'),
   // cancellation
   ABORTED: cancelled('the request was aborted by its signal'),

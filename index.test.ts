@@ -172,7 +172,7 @@ describe('open refuses', () => {
     ['a bad value', { maxSlots: 0 }, ConfigError, 'OPTION_INVALID'],
     ['more context than the model has', { contextTokens: 4096 }, ConfigError, 'OPTION_INVALID'],
     ['an unknown backend', { backend: 'abacus' }, ConfigError, 'BACKEND_UNKNOWN'],
-    ['a backend that is not built', { backend: 'cuda' }, DeviceError, 'BACKEND_UNAVAILABLE'],
+    ['a backend that is not built', { backend: 'triton' }, DeviceError, 'BACKEND_UNAVAILABLE'],
     ['an unknown instruction set', { isa: 'mmx' }, ConfigError, 'ISA_UNAVAILABLE'],
     ['more state than there is memory', { blocks: 2 ** 30 }, DeviceError, 'OUT_OF_MEMORY'],
     ['more state than can be counted', { stateBytes: Number.MAX_SAFE_INTEGER }, DeviceError, 'OUT_OF_MEMORY'],

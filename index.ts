@@ -74,7 +74,10 @@ export interface OpenOptions extends ModelOptions {
   pin?: boolean | 'auto' | undefined
   /** Instruction set, of those that `ingot doctor` lists. Default: the best. */
   isa?: string | undefined
-  /** Refuse a backend whose outputs depend on the batch. The CPU's never do. */
+  /**
+   * True: no bit of a request's output depends on the batch, and a backend that cannot is refused. The CPU's never do; a
+   * CUDA device's may, where that is faster. `device.deterministic` says so.
+   */
   deterministic?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
   allowPerSlot?: boolean | undefined
@@ -306,8 +309,10 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const pkg = await readPackage(path, { integrity })
   if (shadowed) assertShadow(shadowed, pkg.plan, path)
   const fixed = capacity(pkg.plan, sizes, path)
+  // A guess is accepted when it is what the model would have said without it.
+  const exact = deterministic ?? (fixed.speculation ? true : undefined)
   const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
-    device.open(pkg, { limits, blocks, slots, threads, pin, isa, allowPerSlot })
+    device.open(pkg, { limits, blocks, slots, threads, pin, isa, deterministic: exact, allowPerSlot })
   const opened = await openRunner(pkg, fixed)
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined

@@ -61,6 +61,25 @@ export interface NativeModelOptions {
   readonly slots: number
   /** For checks: sentinels around registers and states, NaN in what nothing has written. */
   readonly guard?: boolean
+  /** The library that runs it; absent: the CPU. */
+  readonly backend?: 'cuda'
+  /** Whether no bit of a request's output may depend on the batch. The CPU's never do. */
+  readonly deterministic?: boolean
+}
+
+/** The CUDA library and its device. */
+export interface CudaStatus {
+  /** available, or why no model can be opened: stable codes of native/addon/device_library.cc and native/cuda/device.cc. */
+  readonly code: string
+  readonly reason: string
+  readonly name: string
+  /** Compute capability: 9.0. */
+  readonly capability: string
+  /** Versions of CUDA that the driver supports and that the library was built with: 13000 is 13.0; 0: none. */
+  readonly driver: number
+  readonly runtime: number
+  readonly memoryBytes: number
+  readonly availableBytes: number
 }
 
 /** Native failures carry a stable code of errors.ts and its details; compute/ turns them into typed errors. */
@@ -153,6 +172,8 @@ export interface Addon {
   /** Private, lazily read mapping of a whole file; freed with the buffer. Writes to it stay private. */
   mapFile(path: string): ArrayBuffer
   openModel(options: NativeModelOptions): NativeModel | NativeFault
+  /** Loads the CUDA library when first asked. */
+  cuda(): CudaStatus
   /** Measures for about a second, off the event loop; steps of open models take turns with it. */
   probe(options: NativeProbeOptions): Promise<NativeCeilings | NativeFault>
 }

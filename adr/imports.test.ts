@@ -25,6 +25,7 @@ const nativeAllowed: Record<string, readonly string[]> = {
   gen: [],
   core: ['gen'],
   cpu: ['core', 'gen'],
+  cuda: ['core', 'gen'],
   addon: ['core', 'gen', 'cpu'],
 }
 
@@ -68,7 +69,7 @@ describe('imports', () => {
   })
 
   it('follow the table in native code', () => {
-    const native = Object.keys(nativeAllowed).flatMap((name) => filesBelow(`native/${name}`, /\.(h|cc|inc)$/))
+    const native = Object.keys(nativeAllowed).flatMap((name) => filesBelow(`native/${name}`, /\.(h|cc|cu|inc)$/))
     const broken = native.flatMap((file) =>
       includesOf(file)
         .map((target) => [target, target.split('/')[1]!, file.split('/')[1]!] as const)
@@ -91,6 +92,7 @@ describe('imports', () => {
       ...filesBelow('inference', /(?<!\.test)\.ts$/),
       ...filesBelow('native/core', /\.(h|cc)$/),
       ...filesBelow('native/cpu', /\.(h|cc)$/),
+      ...filesBelow('native/cuda', /\.(h|cc|cu)$/),
     ]
     const naming = generic.filter((file) => architectureNames.test(readFileSync(join(root, file), 'utf8')))
     expect(naming).toEqual([])

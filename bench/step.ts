@@ -8,6 +8,8 @@ export interface BenchOptions {
   readonly backend: string
   readonly isa?: string
   readonly threads?: number
+  /** As that of open(). */
+  readonly deterministic?: boolean
   /** Tokens of the prompts that prefill is measured on. */
   readonly prompt: number
   /** Tokens that each sequence has before it decodes; default: the prompt. */
@@ -61,7 +63,7 @@ const contextOf = ({ context, prompt }: BenchOptions) => context ?? prompt
 
 /** Opens the package with room for every cell. */
 export function openForBench(path: string, options: BenchOptions): Promise<Model> {
-  const { backend, isa, threads, prompt, generate, batches, stepTokens } = options
+  const { backend, isa, threads, deterministic, prompt, generate, batches, stepTokens } = options
   const most = Math.max(...batches)
   const budget = stepTokens ?? Math.max(512, most)
   const longest = Math.max(prompt, contextOf(options))
@@ -71,6 +73,7 @@ export function openForBench(path: string, options: BenchOptions): Promise<Model
     backend,
     ...(isa && { isa }),
     ...(threads && { threads }),
+    ...(deterministic !== undefined && { deterministic }),
     maxSlots: most,
     contextTokens: longest + generate + wait + 2,
     maxTokensPerStep: budget,

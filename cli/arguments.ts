@@ -34,6 +34,12 @@ export const draftFlag = new Option(
 export const lookupFlag = new Option('--lookup', 'guess tokens by what followed the latest ones before')
 export const guessesFlag = new Option('--guesses <n>', 'most tokens guessed at once; default: 4').argParser(integer(1))
 
+/** Of commands that open a package. */
+export const deterministicFlag = new Option(
+  '--deterministic',
+  'no bit of an output may depend on the batch, at some cost on cuda; the cpu always does so',
+)
+
 /** What open() takes for them; undefined: none was given. Throws USAGE. */
 export function speculativeOf({ draft, lookup, guesses }: SpeculativeFlags): SpeculativeOptions | undefined {
   if (draft !== undefined && lookup) throw fail('USAGE', { reason: '--draft and --lookup exclude each other' })

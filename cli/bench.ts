@@ -6,6 +6,7 @@ import { benchSpeculation, type SpeculationReport } from '../bench/speculation.t
 import { type BenchOptions, type BenchReport, bench } from '../bench/step.ts'
 import { fail } from '../errors.ts'
 import {
+  deterministicFlag,
   draftFlag,
   guessesFlag,
   integer,
@@ -25,6 +26,7 @@ interface Options extends Shared, SpeculativeFlags {
   readonly repeats: number
   readonly stepTokens?: number
   readonly backend: string
+  readonly deterministic?: boolean
   readonly isa?: string
   readonly threads?: number
   readonly profile?: boolean
@@ -106,7 +108,8 @@ export const benchCommand = new Command('bench')
   .option('--batch, --sequences <list>', 'numbers of sequences', integers, [1, 8])
   .option('--repeats <n>', 'runs a cell, after one warm-up', integer(1), 3)
   .option('--step-tokens <n>', 'most tokens of one step', integer(1))
-  .option('--backend <name>', 'cpu, reference, null', 'cpu')
+  .option('--backend <name>', 'cpu, cuda, reference, null', 'cpu')
+  .addOption(deterministicFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .option('--profile', 'show by opcode where the time goes, and how near that is to the limits of the machine')
@@ -117,7 +120,18 @@ export const benchCommand = new Command('bench')
   .addOption(guessesFlag)
   .action((path: string, options: Options) =>
     finish(async () => {
-      const { backend, isa, threads, prompt, context, generate, repeats, sequences: batches, stepTokens } = options
+      const {
+        backend,
+        deterministic,
+        isa,
+        threads,
+        prompt,
+        context,
+        generate,
+        repeats,
+        sequences: batches,
+        stepTokens,
+      } = options
       if (!options.profile && (options.svg !== undefined || options.html !== undefined))
         throw fail('USAGE', { reason: '--svg and --html draw a profile: add --profile' })
       const wanted: BenchOptions = {
@@ -129,6 +143,7 @@ export const benchCommand = new Command('bench')
         onProgress: progress(options, 'bench'),
         ...(isa && { isa }),
         ...(threads && { threads }),
+        ...(deterministic && { deterministic }),
         ...(context && { context }),
         ...(stepTokens && { stepTokens }),
       }

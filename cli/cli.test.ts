@@ -243,7 +243,7 @@ describe('ingot', () => {
     const { status, json } = ingot('doctor', '--json')
     expect(status).toBe(0)
     expect(json().machine.available).toContain('portable')
-    expect(json().backends).toContainEqual({ name: 'cuda', code: 'not_built', reason: expect.any(String) })
+    expect(json().backends).toContainEqual({ name: 'triton', code: 'not_built', reason: expect.any(String) })
   })
 
   it.each([

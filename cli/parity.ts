@@ -15,7 +15,7 @@ import type { MatrixReport } from '../parity/matrix-report.ts'
 import { type Precision, packageAt, precisionNames } from '../parity/precisions.ts'
 import { printMatrix } from '../parity/print-matrix.ts'
 import { renderReport } from '../parity/report.ts'
-import { rowOf } from './arguments.ts'
+import { deterministicFlag, rowOf } from './arguments.ts'
 import { finish, log, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
@@ -24,6 +24,7 @@ interface Options extends Shared {
   readonly ops?: boolean
   readonly quick?: boolean
   readonly backend: string
+  readonly deterministic?: boolean
   readonly isa?: string
   readonly quantize: 'none' | 'q8' | 'q4'
   readonly state: 'checkpoint' | 'q8'
@@ -66,7 +67,11 @@ async function packageOf(path: string, options: Options, work: (path: string) =>
 
 async function golden(path: string, options: Options): Promise<boolean> {
   return packageOf(path, options, async (compiled) => {
-    await using model = await open(compiled, { backend: options.backend, ...(options.isa && { isa: options.isa }) })
+    await using model = await open(compiled, {
+      backend: options.backend,
+      ...(options.deterministic && { deterministic: true }),
+      ...(options.isa && { isa: options.isa }),
+    })
     const bar = progress(options, 'parity')
     const report = await runGolden(model, options.golden!, { onProgress: bar })
     print(options, report, printParity(report))
@@ -146,7 +151,12 @@ function precisionsOf(text: string): Precision[] {
 /** Op conformance of one backend. The cases are made when they are imported, so not before they are asked for. */
 async function judgeOps(options: Options): Promise<boolean> {
   const { conformance, printConformance } = await import('../parity/conformance.ts')
-  const row = { name: options.backend, backend: backendOf(options.backend), isa: options.isa }
+  const row = {
+    name: options.backend,
+    backend: backendOf(options.backend),
+    isa: options.isa,
+    options: { deterministic: options.deterministic },
+  }
   const report = await conformance(row, {
     slice: options.quick ? 'thin' : 'full',
     onProgress: progress(options, 'ops'),
@@ -163,7 +173,8 @@ export const parityCommand = new Command('parity')
   .option('--golden <file>', 'safetensors of reference outputs')
   .option('--ops', 'judge the backend opcode by opcode on generated cases; takes no package')
   .option('--quick', 'with --ops: a sixth of the cases')
-  .option('--backend <name>', 'cpu, reference; with --golden or --ops', 'cpu')
+  .option('--backend <name>', 'cpu, cuda, reference; with --golden or --ops', 'cpu')
+  .addOption(deterministicFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .addOption(
     new Option('--quantize <kind>', 'weight format, when a checkpoint is given; with --golden')

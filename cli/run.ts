@@ -1,6 +1,7 @@
 import { Command } from 'commander'
 import { type GenerationResult, open } from '../index.ts'
 import {
+  deterministicFlag,
   draftFlag,
   guessesFlag,
   integer,
@@ -17,6 +18,7 @@ interface Options extends Shared, SpeculativeFlags {
   readonly seed?: number
   readonly chat?: boolean
   readonly backend: string
+  readonly deterministic?: boolean
   readonly isa?: string
   readonly threads?: number
 }
@@ -33,7 +35,8 @@ export const runCommand = new Command('run')
   .option('--temperature <t>', '0 is greedy; default: as the checkpoint says', number)
   .option('--seed <s>', 'seed of sampling', integer(0))
   .option('--chat', 'apply the chat template to the prompt as a user message')
-  .option('--backend <name>', 'cpu, reference', 'cpu')
+  .option('--backend <name>', 'cpu, cuda, reference', 'cpu')
+  .addOption(deterministicFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .addOption(draftFlag)
@@ -45,6 +48,7 @@ export const runCommand = new Command('run')
       await using model = await open(path, {
         backend: options.backend,
         maxSlots: 1,
+        ...(options.deterministic && { deterministic: true }),
         ...(options.isa && { isa: options.isa }),
         ...(options.threads && { threads: options.threads }),
         ...(speculative && { speculative }),

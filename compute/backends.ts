@@ -1,6 +1,7 @@
 /** Every backend by name, those that cannot run here included: they say why. */
 import { fail } from '../errors.ts'
 import { cpuBackend } from './cpu-backend.ts'
+import { cudaBackend } from './cuda-backend.ts'
 import type { Backend } from './device.ts'
 import { nullBackend } from './null.ts'
 import { referenceBackend } from './reference.ts'
@@ -19,7 +20,7 @@ function notBuilt(name: string, kernels: string): Backend {
 
 export const backends = {
   cpu: cpuBackend,
-  cuda: notBuilt('cuda', 'CUDA'),
+  cuda: cudaBackend,
   triton: notBuilt('triton', 'Triton'),
   tensorrt: notBuilt('tensorrt', 'TensorRT'),
   reference: referenceBackend,
@@ -34,6 +35,6 @@ export function backendOf(name: string): Backend {
   if (!Object.hasOwn(backends, name)) throw fail('BACKEND_UNKNOWN', { backend: name, known: backendNames })
   const backend: Backend = backends[name as BackendName]
   const why = backend.unavailable()
-  if (why) throw fail('BACKEND_UNAVAILABLE', { backend: name, reason: why.reason })
+  if (why) throw fail('BACKEND_UNAVAILABLE', { backend: name, reason: `${why.reason} (${why.code})` })
   return backend
 }

@@ -32,14 +32,14 @@ const isaNames: Readonly<Record<string, string>> = {
 }
 
 /** The typed error of a native fault. Faults of the plan name the package, which native code does not know. */
-function errorOf({ code, details }: NativeFault, path: string): IngotError {
+export function errorOf({ code, details }: NativeFault, path: string): IngotError {
   if (!(code in errors)) return fail('STEP_FAILED', { where: 'native code', reason: code })
   const named = code.startsWith('PLAN_') || code === 'LINK_GAPS' ? { ...details, path } : details
   return fail(code as ErrorCode, named as ErrorDetails<ErrorCode>)
 }
 
 /** The plan's tensors by file, with the size of each file. */
-async function weightFiles({ path, plan, tensors }: LinkedPackage): Promise<NativeWeightFile[]> {
+export async function weightFiles({ path, plan, tensors }: LinkedPackage): Promise<NativeWeightFile[]> {
   const files = new Map<string, NativeWeightFile['tensors'][number][]>()
   for (const [tensor, { name, rows, cols }] of plan.tensors.entries()) {
     const stored = tensors.get(name)
@@ -72,20 +72,19 @@ function traceBuffer(bytes: number): ArrayBuffer {
   }
 }
 
-class CpuRunner implements Runner {
+/** A model in native code, on whatever device. */
+export class NativeRunner implements Runner {
   readonly info: DeviceInfo
   private readonly model: NativeModel
   private readonly path: string
   private readonly plan: ExecutionPlan
   private disposed = false
 
-  constructor(model: NativeModel, { path, plan }: LinkedPackage) {
+  constructor(model: NativeModel, { path, plan }: LinkedPackage, info: DeviceInfo) {
     this.model = model
     this.path = path
     this.plan = plan
-    const { isa, threads, pinning } = model
-    const description = `${isaNames[isa] ?? isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`
-    this.info = { backend: 'cpu', description, isa, threads, pinning, deterministic: true }
+    this.info = info
   }
 
   async step(step: StepView, result: ResultView): Promise<void> {
@@ -137,6 +136,11 @@ class CpuRunner implements Runner {
   }
 }
 
+function infoOf({ isa, threads, pinning }: NativeModel): DeviceInfo {
+  const description = `${isaNames[isa] ?? isa}, ${threads} ${threads === 1 ? 'thread' : 'threads'}`
+  return { backend: 'cpu', description, isa, threads, pinning, deterministic: true }
+}
+
 async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cpu', cpuTable, pkg, options)
   const { threads, isa, limits, blocks, slots, guard = false } = options
@@ -146,7 +150,7 @@ async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): 
   const weights = await weightFiles(pkg)
   const opened = native.openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
   if ('code' in opened) throw errorOf(opened, pkg.path)
-  return new CpuRunner(opened, pkg)
+  return new NativeRunner(opened, pkg, infoOf(opened))
 }
 
 /** The CPU backend of the addon that `load` answers. */

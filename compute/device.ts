@@ -33,6 +33,8 @@ export interface RunnerOptions {
   readonly isa: string
   /** Hold each thread to a core of its own: auto when the threads fill all cores that the process may use. */
   readonly pin?: boolean | 'auto' | undefined
+  /** No bit of a request's output may depend on the batch. A backend whose outputs never do ignores it. */
+  readonly deterministic?: boolean | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
   /** For checks: sentinels around registers and states, NaN in what nothing has written. A step then costs a pass over both. */

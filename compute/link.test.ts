@@ -56,7 +56,7 @@ describe('linkGaps', () => {
 describe('backends', () => {
   test('say their names, and why they are not available', () => {
     for (const name of backendNames) expect(backends[name].name).toBe(name)
-    expect(backends.cuda.unavailable()).toEqual({ code: 'not_built', reason: 'this build has no CUDA kernels' })
+    expect(backends.triton.unavailable()).toEqual({ code: 'not_built', reason: 'this build has no Triton kernels' })
     expect(backendOf('null')).toBe(backends.null)
   })
 
@@ -71,7 +71,7 @@ describe('backends', () => {
     }
     expect(code(() => backendOf('gpu'))).toBe('BACKEND_UNKNOWN')
     expect(code(() => backendOf('toString'))).toBe('BACKEND_UNKNOWN')
-    expect(code(() => backendOf('cuda'))).toBe('BACKEND_UNAVAILABLE')
+    expect(code(() => backendOf('triton'))).toBe('BACKEND_UNAVAILABLE')
     await expect(backends.triton.open(undefined as never, undefined as never)).rejects.toBeInstanceOf(IngotError)
   })
 })

@@ -20,7 +20,7 @@ export interface BackendRow {
   readonly backend: Backend
   /** Instruction set; absent: the best. */
   readonly isa?: string | undefined
-  readonly options?: Partial<Pick<RunnerOptions, 'threads' | 'pin' | 'allowPerSlot'>> | undefined
+  readonly options?: Partial<Pick<RunnerOptions, 'threads' | 'pin' | 'deterministic' | 'allowPerSlot'>> | undefined
 }
 
 export interface ConformanceOptions {

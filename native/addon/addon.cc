@@ -8,6 +8,7 @@
 #include "../core/plan_view.h"
 #include "../core/processors.h"
 #include "../cpu/cpu.h"
+#include "device_library.h"
 #include "native_model.h"
 #include "open_model.h"
 #include "probe.h"
@@ -109,6 +110,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("verifyPlan", Napi::Function::New<guarded<verify_plan>>(env, "verifyPlan"));
   exports.Set("mapFile", Napi::Function::New<guarded<map_file>>(env, "mapFile"));
   exports.Set("openModel", Napi::Function::New<guarded<open_model>>(env, "openModel"));
+  exports.Set("cuda", Napi::Function::New<guarded<cuda>>(env, "cuda"));
   exports.Set("probe", Napi::Function::New<guarded<probe>>(env, "probe"));
   return exports;
 }

@@ -36,7 +36,7 @@ NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
     return;
   }
   try {
-    thread_.emplace();
+    thread_.emplace(instance.spin);
   } catch (const std::exception& error) {
     Napi::Error::New(info.Env(), error.what()).ThrowAsJavaScriptException();
     return;
@@ -122,6 +122,18 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
   model.Unref();
 }
 
+namespace {
+
+// A fault outside a step, as an exception with its code.
+void throw_fault(Napi::Env env, const Fault& fault) {
+  if (!fault) return;
+  Napi::Error error = Napi::Error::New(env, fault.code);
+  error.Set("code", fault.code);
+  error.ThrowAsJavaScriptException();
+}
+
+}  // namespace
+
 // Whether the model may be touched; throws why not.
 bool NativeModel::idle(Napi::Env env) const {
   const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "a step is running" : nullptr;
@@ -129,35 +141,36 @@ bool NativeModel::idle(Napi::Env env) const {
   return !wrong;
 }
 
-// The unit that the first two arguments name; throws and is empty when there is none.
-std::span<std::byte> NativeModel::unit(const Napi::CallbackInfo& info) {
+// The unit that the first two arguments name; throws and is of no bytes when there is none.
+NativeModel::Unit NativeModel::unit(const Napi::CallbackInfo& info) {
   Reader reader(info.Env());
   const auto state = uint32_t(reader.integer(info[0], "state", UINT32_MAX));
   const auto index = uint32_t(reader.integer(info[1], "unit", UINT32_MAX));
   if (!reader.ok() || !idle(info.Env())) return {};
-  const auto found = model_->unit(state, index);
-  if (found.empty())
+  const size_t bytes = model_->unit_bytes(state, index);
+  if (bytes == 0)
     Napi::RangeError::New(info.Env(), "state " + std::to_string(state) + " has no unit " + std::to_string(index))
         .ThrowAsJavaScriptException();
-  return found;
+  return {state, index, bytes};
 }
 
 Napi::Value NativeModel::read_state(const Napi::CallbackInfo& info) {
-  const auto from = unit(info);
-  if (from.empty()) return {};
-  auto copy = Napi::Uint8Array::New(info.Env(), from.size());
-  std::memcpy(copy.Data(), from.data(), from.size());
+  const Unit from = unit(info);
+  if (from.bytes == 0) return {};
+  auto copy = Napi::Uint8Array::New(info.Env(), from.bytes);
+  const auto to = std::as_writable_bytes(std::span(copy.Data(), from.bytes));
+  throw_fault(info.Env(), model_->read_unit(from.state, from.index, to));
   return copy;
 }
 
 void NativeModel::write_state(const Napi::CallbackInfo& info) {
-  const auto to = unit(info);
-  if (to.empty()) return;
+  const Unit to = unit(info);
+  if (to.bytes == 0) return;
   Reader reader(info.Env());
   const auto from = reader.bytes(info[2], "bytes");
   if (!reader.ok()) return;
-  if (from.size() == to.size()) return void(std::memcpy(to.data(), from.data(), to.size()));
-  const std::string counts = "expected " + std::to_string(to.size()) + ", got " + std::to_string(from.size());
+  if (from.size() == to.bytes) return throw_fault(info.Env(), model_->write_unit(to.state, to.index, from));
+  const std::string counts = "expected " + std::to_string(to.bytes) + ", got " + std::to_string(from.size());
   Napi::RangeError::New(info.Env(), "bytes: " + counts).ThrowAsJavaScriptException();
 }
 

@@ -16,10 +16,12 @@ namespace ingot::addon {
 struct Instance {
   Napi::FunctionReference model_class;
   // What the next NativeModel is made of; empty but inside openModel, so that JavaScript cannot construct one.
-  std::unique_ptr<Model> opening;
+  std::unique_ptr<Executor> opening;
   std::string isa;
   unsigned threads = 0;
   Pinning pinning{};
+  // How long the step thread polls for the next step: waking it up takes as long as some steps of a device.
+  std::chrono::microseconds spin{40};
 };
 
 class NativeModel : public Napi::ObjectWrap<NativeModel> {
@@ -49,12 +51,13 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   void dispose(const Napi::CallbackInfo& info);
 
   bool idle(Napi::Env env) const;
-  std::span<std::byte> unit(const Napi::CallbackInfo& info);
+  struct Unit { uint32_t state, index; size_t bytes; };  // 0 bytes: refused, and thrown why
+  Unit unit(const Napi::CallbackInfo& info);
   void stop();
   void close();
   static void environment_ends(void* model);
 
-  std::unique_ptr<Model> model_;
+  std::unique_ptr<Executor> model_;
   std::optional<StepThread> thread_;
   Completion completion_;
   bool stepping_ = false;

@@ -1,6 +1,7 @@
 #include "open_model.h"
 
 #include "../core/processors.h"
+#include "device_library.h"
 #include "native_model.h"
 #include "values.h"
 
@@ -44,7 +45,27 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
   options.slots = count(from, "slots");
   const Napi::Value guard = reader.property(from, "guard");
   options.guard = reader.ok() && guard.IsBoolean() && guard.As<Napi::Boolean>();
+  options.deterministic = reader.property(from, "deterministic").ToBoolean();
   return options;
+}
+
+// A NativeModel of what `instance` says.
+Napi::Value make_model(Instance& instance) {
+  const Napi::Value model = instance.model_class.New({});
+  instance.opening.reset();
+  return model;
+}
+
+// The step thread only hands over work: no others are started.
+Napi::Value open_on_cuda(Napi::Env env, const ModelOptions& options) {
+  Instance& instance = *env.GetInstanceData<Instance>();
+  if (Fault fault = open_cuda(options, instance.opening)) return to_object(env, fault);
+  const DeviceStatus status = cuda_status();
+  instance.isa = "sm_" + std::to_string(status.major) + std::to_string(status.minor);
+  instance.threads = 1;
+  instance.spin = std::chrono::milliseconds(1);
+  instance.pinning = {false, "its threads are on the device"};
+  return make_model(instance);
 }
 
 Pin read_pin(const std::string& pin) {
@@ -74,6 +95,7 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   const std::string pin = reader.string(reader.property(from, "pin"), "pin");
   ModelOptions options = read_options(reader, from);
   if (!reader.ok()) return {};
+  if (reader.property(from, "backend").StrictEquals(Napi::String::New(env, "cuda"))) return open_on_cuda(env, options);
   if (options.threads == 0) options.threads = cpu::cpu_info().physical_cores;
   Pinning pinned = pinning(read_pin(pin), options.threads);
   options.pinned = pinned.pinned;
@@ -81,13 +103,14 @@ Napi::Value open_model(const Napi::CallbackInfo& info) {
   if (!set) return to_object(env, isa_fault(isa));
 
   Instance& instance = *env.GetInstanceData<Instance>();
-  if (Fault fault = Model::open(options, *set->table, instance.opening)) return to_object(env, fault);
+  std::unique_ptr<Model> opened;
+  if (Fault fault = Model::open(options, *set->table, opened)) return to_object(env, fault);
+  instance.opening = std::move(opened);
   instance.isa = set->name;
   instance.threads = options.threads;
+  instance.spin = std::chrono::microseconds(40);
   instance.pinning = std::move(pinned);
-  const Napi::Value model = instance.model_class.New({});
-  instance.opening.reset();
-  return model;
+  return make_model(instance);
 }
 
 }  // namespace ingot::addon

@@ -36,12 +36,13 @@ bool poll(std::chrono::nanoseconds spin, const Done& done) {
 // Returns the value of `word` once it differs from `old`. Acquires what the writer released. The writer changes `word`
 // in sequentially consistent order and then notifies: a notify that looks for sleepers ahead of its own store misses
 // one.
-inline uint32_t await_change(const std::atomic<uint32_t>& word, uint32_t old) {
-  // Longer than the gap between two instructions of a step, short enough that an idle process uses no processor.
-  constexpr auto kSpin = std::chrono::microseconds(40);
+// By default it polls for longer than the gap between two instructions of a step, and so briefly that an idle process
+// uses no processor.
+inline uint32_t await_change(const std::atomic<uint32_t>& word, uint32_t old,
+                             std::chrono::nanoseconds spin = std::chrono::microseconds(40)) {
   uint32_t now = old;
   const auto changed = [&] { return (now = word.load(std::memory_order_acquire)) != old; };
-  if (poll(kSpin, changed)) return now;
+  if (poll(spin, changed)) return now;
   while (!changed()) word.wait(old);
   return now;
 }

@@ -43,20 +43,6 @@ std::byte* copy_outputs(const Call& call, std::byte* to) {
   return to;
 }
 
-// Counts what the step holds into the tally of its phase; nullptr: off.
-Tally::Steps* count_step(Tally* tally, const Step& step) {
-  if (!tally) return nullptr;
-  const Phase phase = step.tokens == step.sequences ? Phase::decode : Phase::prefill;
-  Tally::Steps& steps = tally->phases[size_t(phase)];
-  ++steps.steps;
-  steps.tokens += step.tokens;
-  steps.rows += step.rows;
-  steps.sequences += step.sequences;
-  for (uint32_t s = 0; s < step.sequences; ++s) steps.positions += uint32_t(step.sequence_length[s]);
-  for (uint32_t t = 0; t < step.tokens; ++t) steps.attended += uint32_t(step.positions[t]) + 1;
-  return &steps;
-}
-
 }  // namespace
 
 void Model::set_tally(bool on) {
@@ -178,23 +164,7 @@ void Model::write_results(const StepView& view, ThreadPool& pool) const {
   const auto flag = [&](uint32_t bit) {
     return [&step, bit](size_t r) { return (step.sampling[r].flags & bit) != 0; };
   };
-  std::memset(view.rows, 0, size_t{step.rows} * kRowResultBytes);
-  for (uint32_t r = 0; r < step.rows; ++r) {
-    std::byte* out = view.rows + size_t{r} * kRowResultBytes;
-    RowResult chosen{-1, 0};
-    std::byte* top_tokens = out + sizeof(RowResult);
-    std::byte* top_logprobs = top_tokens + kTopLogprobs * sizeof(int32_t);
-    std::memset(top_tokens, 0xff, kTopLogprobs * sizeof(int32_t));
-    if (step.sampling[r].flags & kSampleFlagSample) {
-      if (tokens_) chosen.token = *tokens_.row<int32_t>(r);
-      if (logprobs_) {
-        chosen.logprob = *logprobs_.row<float>(r);
-        std::memcpy(top_logprobs, logprobs_.row<float>(r) + 1, kTopLogprobs * sizeof(float));
-      }
-      if (top_tokens_) std::memcpy(top_tokens, top_tokens_.row<int32_t>(r), kTopLogprobs * sizeof(int32_t));
-    }
-    std::memcpy(out, &chosen, sizeof chosen);
-  }
+  write_rows(view, tokens_, logprobs_, top_tokens_);
   if (view.logits) copy_rows(pool, logits_, step.rows, view.logits, flag(kSampleFlagLogits));
   if (!view.hidden) return;
   if (bounds_.hidden_space == Space::rows)

@@ -2,33 +2,15 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 namespace ingot {
 namespace {
 
-Fault plan_fault(const PlanFault& fault) {
-  if (fault.min_runtime)
-    return {"PLAN_NEWER",
-            {{"path", "the plan"}, {"expected", double(fault.min_runtime)}, {"got", double(kRuntimeVersion)}}};
-  return {"PLAN_INVALID",
-          {{"path", "the plan"}, {"rule", fault.rule}, {"where", fault.where}, {"reason", fault.reason}}};
-}
-
 Fault gap(const KernelTable& table, const std::string& reason) {
   return {"LINK_GAPS", {{"backend", table.isa}, {"path", "the plan"}, {"gaps", reason}}};
 }
-
-uint32_t capacity(const StepLimits& limits, Space space) {
-  return space == Space::tokens ? limits.tokens : space == Space::rows ? limits.rows : limits.sequences;
-}
-
-// a * b, or the largest value: more than any machine has.
-uint64_t product(uint64_t a, uint64_t b) {
-  uint64_t result;
-  return __builtin_mul_overflow(a, b, &result) ? UINT64_MAX : result;
-}
-uint64_t sum(uint64_t a, uint64_t b) { return a > UINT64_MAX - b ? UINT64_MAX : a + b; }
 
 }  // namespace
 
@@ -59,7 +41,7 @@ Fault Model::bind(const ModelOptions& options, const KernelTable& table) {
     if (output.name == "logits") logits_ = found;
     if (output.name == "hidden") hidden_ = found;
   }
-  bounds_ = bounds(options);
+  bounds_ = step_bounds(plan_, options);
   return {};
 }
 
@@ -67,9 +49,10 @@ Fault Model::bind(const ModelOptions& options, const KernelTable& table) {
 Fault Model::check_memory(const ModelOptions& options) const {
   uint64_t arena = 0, state = 0;
   for (size_t s = 0; s < kSpaces; ++s)
-    arena = sum(arena, product(plan_.peak[s], capacity(options.limits, Space(s))));
+    arena = saturating_sum(arena, saturating_product(plan_.peak[s], capacity(options.limits, Space(s))));
   for (const PlanState& s : plan_.states)  // of fixed ones, each unit and its copy
-    state = sum(state, product(s.size_bytes, s.kind == StateKind::fixed ? 2 * uint64_t{options.slots} : options.blocks));
+    state = saturating_sum(
+        state, saturating_product(s.size_bytes, s.kind == StateKind::fixed ? 2 * uint64_t{options.slots} : options.blocks));
   const uint64_t available = available_memory();
   const struct { const char* thing; uint64_t bytes; } parts[] = {
       {"the weights", weights_.bytes()}, {"the state", state}, {"the activations", arena}};
@@ -144,20 +127,23 @@ Fault Model::bind_operations(const ModelOptions& options, const KernelTable& tab
   return {};
 }
 
-StepBounds Model::bounds(const ModelOptions& options) const {
-  StepBounds b{options.limits, plan_.vocab, plan_.max_context, 0, options.blocks, options.slots, 0, 0, Space::rows};
-  for (const PlanState& state : plan_.states)
-    if (state.kind != StateKind::fixed) b.block_tokens = state.block_tokens;
-  b.logits_width = logits_ ? logits_.width : 0;
-  b.hidden_width = hidden_ ? hidden_.width : 0;
-  for (const PlanOutput& output : plan_.outputs)
-    if (output.name == "hidden") b.hidden_space = plan_.registers[output.reg].space;
-  return b;
-}
-
 std::span<std::byte> Model::unit(uint32_t state, uint32_t unit) {
   if (state >= states_.size() || unit >= units_[state]) return {};
   return {states_[state].base + states_[state].size * unit, states_[state].size};
+}
+
+size_t Model::unit_bytes(uint32_t state, uint32_t unit) const {
+  return state < states_.size() && unit < units_[state] ? states_[state].size : 0;
+}
+
+Fault Model::read_unit(uint32_t state, uint32_t index, std::span<std::byte> bytes) {
+  std::memcpy(bytes.data(), unit(state, index).data(), bytes.size());
+  return {};
+}
+
+Fault Model::write_unit(uint32_t state, uint32_t index, std::span<const std::byte> bytes) {
+  std::memcpy(unit(state, index).data(), bytes.data(), bytes.size());
+  return {};
 }
 
 MemoryUse Model::memory() const {

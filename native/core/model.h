@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "executor.h"
 #include "guard.h"
 #include "kernel.h"
 #include "memory.h"
@@ -24,17 +25,14 @@ struct ModelOptions {
   std::vector<WeightFile> weights;
   unsigned threads;  // of a step, the one that asks for it included; at least 1
   StepLimits limits;
+  bool deterministic = true;  // no bit of a request's output depends on the batch; the CPU's never do
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
   bool pinned = false;  // each thread to a core of its own
   bool guard = false;   // for checks: sentinels around registers and states
 };
 
-struct MemoryUse {
-  uint64_t weights, arena, state, scratch;  // bytes
-};
-
-class Model {
+class Model final : public Executor {
  public:
   // Fault PLAN_INVALID, PLAN_NEWER, FILE_*, PACKAGE_INVALID, LINK_GAPS or OUT_OF_MEMORY. The plan's bytes are not kept.
   static Fault open(const ModelOptions& options, const KernelTable& table, std::unique_ptr<Model>& out) noexcept;
@@ -43,25 +41,28 @@ class Model {
   // wrote hold anything; all else is as before.
   // `trace`: receives what each instruction writes, its outputs' rows packed one after the other in the plan's order;
   // exactly as large as that, or empty for none.
-  Fault step(std::span<const std::byte> step, std::span<std::byte> result, std::span<std::byte> trace = {}) noexcept;
+  Fault step(std::span<const std::byte> step, std::span<std::byte> result, std::span<std::byte> trace = {}) noexcept override;
 
   // Bytes of one unit (block or slot) of a state; empty when there is no such unit. Not during a step.
   std::span<std::byte> unit(uint32_t state, uint32_t unit);
+  size_t unit_bytes(uint32_t state, uint32_t unit) const override;
+  Fault read_unit(uint32_t state, uint32_t unit, std::span<std::byte> bytes) override;
+  Fault write_unit(uint32_t state, uint32_t unit, std::span<const std::byte> bytes) override;
 
   // For tests: the next step fails once that many instructions of the plan have run.
-  void fail_after(uint32_t instructions) { fail_after_ = instructions; }
+  void fail_after(uint32_t instructions) override { fail_after_ = instructions; }
 
   // Starts a tally at zero, or ends it; not during a step. Off, a step reads the clock four times.
-  void set_tally(bool on);
+  void set_tally(bool on) override;
   // nullptr: off. Not during a step.
-  const Tally* tally() const { return tally_.get(); }
+  const Tally* tally() const override { return tally_.get(); }
 
   // Of a model opened with `guard`: what the last step wrote and was not to write. Not during a step.
-  std::span<const std::string> sentinels() const { return guard_ ? guard_->faults() : std::span<const std::string>(); }
-  bool guarded() const { return guard_ != nullptr; }
+  std::span<const std::string> sentinels() const override { return guard_ ? guard_->faults() : std::span<const std::string>(); }
+  bool guarded() const override { return guard_ != nullptr; }
 
   // From any thread, also during a step.
-  MemoryUse memory() const;
+  MemoryUse memory() const override;
 
  private:
   struct Operation {
@@ -78,7 +79,6 @@ class Model {
   Fault allocate(const ModelOptions& options);
   Fault bind_operations(const ModelOptions& options, const KernelTable& table);
   Matrix matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const;
-  StepBounds bounds(const ModelOptions& options) const;
 
   void restore_states(const StepView& view);
   void prepare_states(const StepView& view, class ThreadPool& pool);

@@ -17,7 +17,9 @@ class StepThread {
     void* context = nullptr;
   };
 
-  StepThread() : thread_([this] { loop(); }) {}
+  // `spin`: how long it polls for the next job before it sleeps.
+  explicit StepThread(std::chrono::nanoseconds spin = std::chrono::microseconds(40))
+      : spin_(spin), thread_([this] { loop(); }) {}
   // Runs what is posted, then ends.
   ~StepThread() {
     stopping_.store(true);
@@ -43,12 +45,13 @@ class StepThread {
     enter_thread("ingot-step");
     uint32_t seen = 0;
     do {
-      seen = await_change(posts_, seen);
+      seen = await_change(posts_, seen, spin_);
       const Job job = std::exchange(job_, Job{});
       if (job.run) job.run(job.context);
     } while (!stopping_.load());
   }
 
+  const std::chrono::nanoseconds spin_;
   Job job_;
   std::atomic<uint32_t> posts_{0};
   std::atomic<bool> stopping_{false};

@@ -1,0 +1,247 @@
+/**
+ * Checks and measures a backend of this build in one go, for machines that hold nothing but the bundle of bench/bundle.sh:
+ * goldens, tasks, invariance, then the speed of real shapes with random weights. Prints one JSON document; progress and a
+ * table go to stderr. Exit 1 when a check fails.
+ */
+import { existsSync, readdirSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { Command } from 'commander'
+import { addon, packageRoot } from '../abi/native.ts'
+import { BLOCK_TOKENS } from '../abi/state.ts'
+import { compile, open } from '../index.ts'
+import { type GoldenCase, runGolden } from '../parity/golden.ts'
+import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
+import { runTasks } from '../parity/tasks.ts'
+import { quantile, randomPrompts } from './measure.ts'
+import { writeCheckpoint } from './peers/checkpoint.ts'
+import { type ShapeName, shape, shapeNames } from './peers/shapes.ts'
+import { type BenchReport, bench, openForBench, timeDecode } from './step.ts'
+
+interface Options {
+  readonly backend: string
+  readonly checks: readonly string[]
+  readonly shapes: readonly ShapeName[]
+  readonly formats: readonly ('none' | 'q8' | 'q4')[]
+  readonly batches: readonly number[]
+  readonly prefill: readonly number[]
+  readonly prompt: number
+  readonly generate: number
+  readonly deterministic: readonly boolean[]
+  readonly models: string
+  readonly breakdown?: boolean
+}
+
+const checks = ['goldens', 'tasks', 'invariance', 'faults']
+const say = (line: string) => process.stderr.write(`${line}\n`)
+const list = (text: string) => text.split(',').filter(Boolean)
+const numbers = (text: string) => list(text).map(Number)
+
+const root = packageRoot()
+const folderOf = (...parts: string[]) => {
+  const here = resolve(...parts)
+  return existsSync(here) ? here : join(root, ...parts)
+}
+
+/** The first line of an error, so that one broken case does not hide the others. */
+const reasonOf = (error: unknown) =>
+  `${(error as { code?: string }).code ?? ''} ${(error as Error).message.split('\n')[0]}`
+
+async function checkGoldens(folder: string, { backend, formats, deterministic }: Options) {
+  const goldens = folderOf('parity', 'goldens')
+  const names = readdirSync(goldens).filter((name) => existsSync(join(goldens, name, 'golden.safetensors')))
+  const rows: { name: string; quantize: string; pass: boolean; cases?: readonly GoldenCase[]; reason?: string }[] = []
+  for (const name of names)
+    for (const quantize of formats) {
+      try {
+        const { path } = await compile(join(goldens, name), {
+          out: join(folder, `${name}-${quantize}.ingot`),
+          quantize,
+        })
+        await using model = await open(path, { backend, deterministic: deterministic[0] })
+        const { pass, cases } = await runGolden(model, join(goldens, name, 'golden.safetensors'))
+        rows.push({ name, quantize, pass, cases })
+        say(`${pass ? 'pass' : 'FAIL'} ${name} ${quantize}${pass ? '' : `: ${cases.flatMap((c) => c.failures)[0]}`}`)
+      } catch (error) {
+        rows.push({ name, quantize, pass: false, reason: reasonOf(error) })
+        say(`FAIL ${name} ${quantize}: ${reasonOf(error)}`)
+      }
+    }
+  return rows
+}
+
+async function checkTasks(folder: string, { backend, formats, deterministic }: Options) {
+  const checkpoint = folderOf('checkpoints', 'storyteller-7m')
+  const least = { none: 350, q8: 345, q4: 346 }
+  const rows = []
+  for (const quantize of formats) {
+    const { path } = await compile(checkpoint, { out: join(folder, `storyteller-${quantize}.ingot`), quantize })
+    await using model = await open(path, { backend, maxSlots: 32, contextTokens: 256, deterministic: deterministic[0] })
+    const { correct, total } = await runTasks(model, join(checkpoint, 'tasks.json'))
+    rows.push({ quantize, correct, total, pass: correct >= least[quantize] })
+    say(`${correct >= least[quantize] ? 'pass' : 'FAIL'} storyteller-7m ${quantize}: ${correct} of ${total} tasks`)
+  }
+  return rows
+}
+
+async function checkEveryWay(folder: string, { backend, formats }: Options) {
+  const rows = []
+  const base = { contextTokens: 128, backend, deterministic: true }
+  for (const quantize of formats) {
+    const { path } = await compile(folderOf('checkpoints', 'storyteller-1m'), {
+      out: join(folder, `1m-${quantize}.ingot`),
+      quantize,
+    })
+    const reports = await checkInvariance(
+      path,
+      mixedRequests(64, 4096, 100),
+      standardVariations(base, 128 / BLOCK_TOKENS),
+    )
+    for (const { name, differing, happened, launchesPerStep } of reports) {
+      const pass = differing.length === 0 && happened
+      rows.push({ quantize, name, differing: differing.length, happened, launchesPerStep, pass })
+      say(
+        `${pass ? 'pass' : 'FAIL'} invariance ${quantize}, ${name}: ${differing.length} requests differ, ${launchesPerStep} launches`,
+      )
+    }
+  }
+  return rows
+}
+
+/** What cannot be opened says so with both numbers, and disturbs nothing that is open. */
+async function checkFaults(folder: string, { backend }: Options) {
+  const { path } = await compile(folderOf('checkpoints', 'storyteller-1m'), { out: join(folder, 'faults.ingot') })
+  await using model = await open(path, { backend, deterministic: true })
+  const story = async () => (await model.generate('Once', { maxTokens: 20, seed: 1 }).result()).text
+  const before = await story()
+  const refused = await open(path, { backend, blocks: 2 ** 28 }).then(
+    (opened) => opened.dispose().then(() => undefined),
+    (error: unknown) => error as { code?: string; details?: Record<string, unknown> },
+  )
+  const numbers = ['needed', 'available'].every((name) => Number(refused?.details?.[name]) > 0)
+  const pass = refused?.code === 'OUT_OF_MEMORY' && numbers && (await story()) === before
+  say(`${pass ? 'pass' : 'FAIL'} out of memory: ${refused && reasonOf(refused)}`)
+  return [{ name: 'out of memory', pass }]
+}
+
+function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: BenchReport) {
+  say(`${name}: ${launchesPerStep.toFixed(0)} launches a step, opened in ${loadMs.toFixed(0)} ms`)
+  for (const p of prefill) say(`  prefill ${p.tokens} x ${p.batch}: ${p.tokensPerSecond.toFixed(0)} tok/s`)
+  for (const d of decode)
+    say(
+      `  decode x ${d.batch} at ${d.context}: ${d.tokensPerSecond.toFixed(0)} tok/s, ${d.msPerStep.toFixed(3)} ms, ${d.gigabytesPerSecond.toFixed(0)} GB/s`,
+    )
+}
+
+/** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
+async function breakdown(path: string, { backend, prompt, generate }: Options, deterministic: boolean, batch: number) {
+  const shared = { backend, deterministic, prompt, generate, repeats: 1 }
+  const free = addon().cuda().availableBytes
+  await using model = await openForBench(path, { ...shared, batches: [batch], stepTokens: 2048 })
+  const taken = free - addon().cuda().availableBytes
+  const prompts = randomPrompts(batch, prompt, model.info.vocab, 1)
+  await timeDecode(model, prompts, generate)
+  const before = model.stats()
+  const times = await timeDecode(model, prompts, generate)
+  const after = model.stats()
+  const spent = (field: 'deviceMicrosecondsPerStep' | 'hostMicrosecondsPerStep') =>
+    (after[field] * after.steps - before[field] * before.steps) / (after.steps - before.steps)
+  await model.setTally(true)
+  await timeDecode(model, prompts, generate)
+  const tally = (await model.tally())!.decode
+  const sums: Record<string, number> = {}
+  for (const [i, { op, weights, outputs }] of model.plan.instructions.entries()) {
+    const width = model.plan.registers[outputs[0]!]?.width
+    const name = weights[0] === undefined ? op : `${op} ${model.plan.tensors[weights[0]]!.cols}->${width}`
+    sums[name] = (sums[name] ?? 0) + tally.instructionNanoseconds[i]! / tally.steps / 1000
+  }
+  const wall = 1000 * quantile(times, 0.5)
+  const [device, host] = [spent('deviceMicrosecondsPerStep'), spent('hostMicrosecondsPerStep')]
+  say(
+    `  step x ${batch}: ${wall.toFixed(0)} us, native mean ${device.toFixed(0)}, host ${host.toFixed(0)}; alone, by opcode:`,
+  )
+  say(
+    `    ${Object.entries(sums)
+      .map(([name, us]) => `${name} ${us.toFixed(0)}`)
+      .join(', ')}`,
+  )
+  const { weightsBytes, arenaBytes, stateBytes, scratchBytes } = model.memory()
+  const planned = weightsBytes + arenaBytes + stateBytes + scratchBytes
+  say(
+    `    device memory: ${(taken / 2 ** 20).toFixed(0)} MiB taken at open, ${(planned / 2 ** 20).toFixed(0)} MiB accounted for`,
+  )
+  return { batch, wall, device, host, opcodes: sums, taken, planned }
+}
+
+async function measure(options: Options) {
+  const rows: {
+    shape: string
+    quantize: string
+    deterministic: boolean
+    report?: BenchReport
+    steps?: unknown[]
+    reason?: string
+  }[] = []
+  for (const name of options.shapes) {
+    const checkpoint = join(options.models, name)
+    if (!existsSync(join(checkpoint, 'config.json'))) await writeCheckpoint(shape(name), checkpoint)
+    for (const quantize of options.formats) {
+      const { path } = await compile(checkpoint, { out: join(options.models, `${name}-${quantize}.ingot`), quantize })
+      for (const deterministic of options.deterministic) {
+        const { backend, prompt, generate } = options
+        const title = `${name} ${quantize}${deterministic ? ' deterministic' : ''}`
+        const shared = { backend, deterministic, generate, repeats: 1 }
+        try {
+          const report = await bench(path, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
+          const steps: Awaited<ReturnType<typeof breakdown>>[] = []
+          rows.push({ shape: name, quantize, deterministic, report, steps })
+          sayBench(title, report)
+          if (options.breakdown)
+            for (const batch of options.batches) steps.push(await breakdown(path, options, deterministic, batch))
+          for (const tokens of options.prefill) {
+            const long = await bench(path, { ...shared, prompt: tokens, batches: [1], generate: 2, stepTokens: tokens })
+            rows.push({ shape: name, quantize, deterministic, report: long })
+            sayBench(title, long)
+          }
+        } catch (error) {
+          rows.push({ shape: name, quantize, deterministic, reason: reasonOf(error) })
+          say(`FAIL ${title}: ${reasonOf(error)}`)
+        }
+      }
+    }
+  }
+  return rows
+}
+
+const command = new Command('device')
+  .option('--backend <name>', 'what is checked', 'cuda')
+  .option('--checks <list>', `of ${checks.join(', ')}`, list, checks)
+  .option('--shapes <list>', `of ${shapeNames.join(', ')}`, list, [])
+  .option('--formats <list>', 'of none, q8, q4', list, ['none', 'q8', 'q4'])
+  .option('--batches <list>', 'sequences that decode', numbers, [1, 8, 32, 128])
+  .option('--prefill <list>', 'tokens of prompts that are computed in one step', numbers, [2048])
+  .option('--prompt <n>', 'tokens of each prompt before decoding', Number, 512)
+  .option('--generate <n>', 'steps of a decode run', Number, 64)
+  .option('--deterministic <list>', 'modes: true, false', (text) => list(text).map((mode) => mode === 'true'), [
+    true,
+    false,
+  ])
+  .option('--breakdown', 'also where a decode step spends its time')
+  .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
+  .parse()
+const options = command.opts<Options>()
+const folder = await mkdtemp(join(tmpdir(), 'ingot-device-'))
+const wanted = (name: string) => options.checks.includes(name)
+const report = {
+  device: addon().cuda(),
+  goldens: wanted('goldens') ? await checkGoldens(folder, options) : [],
+  tasks: wanted('tasks') ? await checkTasks(folder, options) : [],
+  invariance: wanted('invariance') ? await checkEveryWay(folder, options) : [],
+  faults: wanted('faults') ? await checkFaults(folder, options) : [],
+  bench: await measure(options),
+}
+await rm(folder, { recursive: true, force: true })
+process.stdout.write(`${JSON.stringify(report)}\n`)
+const failed = [...report.goldens, ...report.tasks, ...report.invariance, ...report.faults].some(({ pass }) => !pass)
+process.exitCode = failed || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0

@@ -1,0 +1,63 @@
+/** The CUDA backend: the executor of libingot_cuda.so, which the addon loads from beside itself. */
+import { setImmediate } from 'node:timers/promises'
+import { addon, type CudaStatus } from '../abi/native.ts'
+import type { ResultView, StepView } from '../abi/step.ts'
+import { errorOf, NativeRunner, weightFiles } from './cpu-backend.ts'
+import { cudaTable } from './cuda.ts'
+import type { Backend, DeviceInfo, LinkedPackage, Runner, RunnerOptions } from './device.ts'
+import { link } from './link.ts'
+
+function status(): Pick<CudaStatus, 'code' | 'reason'> & Partial<CudaStatus> {
+  try {
+    return addon().cuda()
+  } catch (error) {
+    return { code: 'addon_missing', reason: (error as Error).message }
+  }
+}
+
+function infoOf(isa: string, deterministic: boolean): DeviceInfo {
+  const description = `${status().name}, ${isa}, ${deterministic ? 'deterministic' : 'outputs may depend on the batch'}`
+  return { backend: 'cuda', description, isa, threads: 1, deterministic }
+}
+
+/**
+ * Longest step that is polled for, in milliseconds. An event loop that sleeps takes a tenth of a millisecond to wake up,
+ * while the device waits; one that has something to do at once does not sleep.
+ */
+const POLLED_MS = 8
+
+class CudaRunner extends NativeRunner {
+  /** Milliseconds that the last step took. */
+  private last = 0
+
+  override async step(step: StepView, result: ResultView): Promise<void> {
+    const start = performance.now()
+    let running = true
+    const done = super.step(step, result).finally(() => {
+      running = false
+    })
+    done.catch(() => {}) // handled below, once polling ends
+    while (running && this.last < POLLED_MS && performance.now() - start < POLLED_MS) await setImmediate()
+    await done
+    this.last = performance.now() - start
+  }
+}
+
+async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
+  link('cuda', cudaTable, pkg, options)
+  const { limits, blocks, slots, deterministic = false } = options
+  const weights = await weightFiles(pkg)
+  const shared = { isa: '', threads: 1, pin: 'never', limits, blocks, slots }
+  const opened = addon().openModel({ ...shared, backend: 'cuda', plan: pkg.planBytes, weights, deterministic })
+  if ('code' in opened) throw errorOf(opened, pkg.path)
+  return new CudaRunner(opened, pkg, infoOf(opened.isa, deterministic))
+}
+
+export const cudaBackend: Backend = {
+  name: 'cuda',
+  unavailable() {
+    const { code, reason } = status()
+    return code === 'available' ? undefined : { code, reason }
+  },
+  open,
+}

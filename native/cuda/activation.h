@@ -1,0 +1,34 @@
+// Elementary functions of epilogues, in f32.
+#pragma once
+#include "../core/kernel.h"
+
+namespace ingot::cuda {
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+// x times the normal distribution function of x.
+__device__ inline float gelu(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+
+__device__ inline float gelu_tanh(float x) {
+  const float inner = x * fmaf(x * x, 0.044715f, 1.0f);
+  return x * sigmoid(inner * 1.59576912f);  // (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) inner
+}
+
+__device__ inline float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::none: return x;
+    case Activation::silu: return x * sigmoid(x);
+    case Activation::gelu: return gelu(x);
+    case Activation::gelu_tanh: return gelu_tanh(x);
+    case Activation::relu: return fmaxf(x, 0.0f);
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::tanh: return tanhf(x);
+    case Activation::relu2: return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
+  }
+  return x;
+}
+
+// cap * tanh(x / cap)
+__device__ inline float softcap(float x, float cap) { return cap * tanhf(x / cap); }
+
+}  // namespace ingot::cuda

@@ -1,0 +1,25 @@
+// cuBLASLt, loaded when first asked for: the products of many tokens in the default mode. No header or library of it is
+// needed to build; where the library is absent, own kernels do its work.
+#pragma once
+#include "kernel.h"
+
+namespace ingot::cuda {
+
+constexpr size_t kCublasWorkspace = size_t{32} << 20;
+
+// d (columns of m, n of them) = alpha * a^T . b + beta * c, all column-major: a is (k, m), b is (k, n) of 16-bit floats.
+struct Gemm {
+  uint32_t m, n, k;
+  DType operand, result;
+  const void *a, *b, *c;
+  void* d;
+  size_t lda, ldb, ldc, ldd;  // elements
+  float alpha, beta;
+};
+
+// nullptr: it can be used. Otherwise a reason code: 'cublaslt_absent', 'cublaslt_too_old'.
+const char* cublaslt_unavailable();
+// Workspace: kCublasWorkspace bytes, aligned to 256. Counts as one launch. Chooses an algorithm for a new shape once.
+cudaError_t cublaslt_gemm(const Context& context, const Gemm& gemm, void* workspace);
+
+}  // namespace ingot::cuda

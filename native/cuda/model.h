@@ -1,0 +1,120 @@
+// A plan on one CUDA device: weights, arenas and states in its memory, kernels bound, steps on one stream.
+#pragma once
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../core/executor.h"
+#include "../core/model.h"
+#include "kernel.h"
+#include "memory.h"
+#include "step_buffer.h"
+#include "units.h"
+#include "upload.h"
+
+namespace ingot::cuda {
+
+class Model final : public Executor {
+ public:
+  // Faults of core's Model::open, BACKEND_UNAVAILABLE and DEVICE_FAILED. The plan's bytes are not kept.
+  static Fault open(const ModelOptions& options, std::unique_ptr<Executor>& out) noexcept;
+  ~Model() override;
+
+  // As core's Model::step. DEVICE_FAILED when a launch or the device failed; DEVICE_LOST, from then on, when the device
+  // accepts no work any more.
+  Fault step(std::span<const std::byte> step, std::span<std::byte> result,
+             std::span<std::byte> trace) noexcept override;
+
+  size_t unit_bytes(uint32_t state, uint32_t unit) const override;
+  Fault read_unit(uint32_t state, uint32_t unit, std::span<std::byte> bytes) override;
+  Fault write_unit(uint32_t state, uint32_t unit, std::span<const std::byte> bytes) override;
+
+  // On, every step is launched kernel by kernel, and no two kernels overlap.
+  void set_tally(bool on) override;
+  const Tally* tally() const override { return tally_.get(); }
+  void fail_after(uint32_t instructions) override { fail_after_ = instructions; }
+  MemoryUse memory() const override;
+
+ private:
+  struct Operation {
+    Kernel kernel;
+    Call call;
+    Space space;      // of its outputs
+    bool stateful;
+    Space spaces[kMaxInputs + kMaxOutputs];  // of each matrix, inputs first
+    Workspace workspace;
+  };
+  // What a captured step is for: lanes, and the longest sequence that it may hold.
+  struct Bucket {
+    uint32_t lanes, length;
+    auto operator<=>(const Bucket&) const = default;
+  };
+  struct Graph {
+    cudaGraphExec_t graph = nullptr;  // nullptr: launched once, kernel by kernel
+    uint32_t launches = 0;
+  };
+  // A step with what its launch is made for.
+  struct Launch {
+    const StepView& view;
+    Counts counts;
+    Shape shape;
+    bool captured;
+    std::span<std::byte> trace;
+    Tally::Steps* tally;
+  };
+
+  Model() = default;
+  Fault bind(const ModelOptions& options);
+  Fault check_plan() const;
+  Fault check_memory(const ModelOptions& options) const;
+  uint64_t arena_bytes(const StepLimits& limits) const;
+  uint64_t state_bytes(const ModelOptions& options) const;
+  Fault allocate(const ModelOptions& options);
+  void place_registers(const StepLimits& limits);
+  Fault bind_operations();
+  Fault bind_workspaces(const StepLimits& limits);
+  Matrix matrix(uint32_t reg, uint32_t column, uint32_t width) const;
+
+  Launch plan_launch(const StepView& view, const StepHeader& header, std::span<std::byte> trace) const;
+  Fault reserve_step(size_t bytes);
+  Fault upload_step(const Launch& launch);
+  Fault run(const Launch& launch, uint32_t& launches);
+  Fault run_captured(const Launch& launch, uint32_t& launches);
+  Fault capture(const Launch& launch, Graph& graph);
+  Fault run_operations(const Launch& launch, uint32_t& launches);
+  Fault trace_outputs(const Operation& op, std::span<std::byte>& trace);
+  Fault copy_results(const StepView& view);
+  Fault finish(const Launch& launch);
+  void read_times(Tally::Steps& tally);
+  Fault fault(cudaError_t error);
+  void drop_graphs();
+
+  PlanView plan_;
+  Device device_{};
+  std::string name_;
+  bool deterministic_ = true;
+  cudaStream_t stream_ = nullptr;
+  DeviceWeights weights_;
+  DeviceMemory arena_, state_, workspace_, step_, pools_;
+  PinnedMemory step_host_, results_;
+  std::vector<std::byte*> registers_;      // where each starts
+  std::vector<DType> dtypes_;              // that it is kept in
+  std::vector<State> states_;
+  std::vector<uint32_t> units_;            // blocks of each state
+  std::vector<Operation> operations_;
+  Matrix tokens_, logprobs_, top_tokens_;  // outputs of the plan, in host memory; absent ones have no data
+  Matrix logits_, hidden_;                 // likewise, on the device
+  StepBounds bounds_{};
+  std::map<Bucket, Graph> graphs_;
+  std::atomic<uint64_t> graph_bytes_{0};
+  std::unique_ptr<Tally> tally_;
+  std::vector<cudaEvent_t> times_;         // after each instruction, of a model with a tally
+  std::vector<bool> timed_;
+  uint32_t fail_after_ = kNone;
+  const char* running_ = "";               // label of the instruction being launched, for faults
+  std::string lost_;                       // why the device takes no more work; empty: it does
+};
+
+}  // namespace ingot::cuda

@@ -1,0 +1,100 @@
+// x . weight^T, the product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
+//
+// The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the kernel:
+// K is cut into blocks of 256 and those, evenly, into at most 8 or 16 runs; a run is summed by tensor cores from zero,
+// 16 products at a time; the runs of a group are added in order, and so are the groups. Quantised weights start from zero at every block, whose sum is
+// fused into that of the run times the block's scale.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "activation.h"
+#include "launch.h"
+
+namespace ingot::cuda {
+
+constexpr uint32_t kTile = 16, kPadK = 32;
+static_assert(kTile == kBranchRun);
+
+__host__ __device__ constexpr uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr uint32_t round_up(uint32_t a, uint32_t b) { return ceil_div(a, b) * b; }
+
+// What a kernel is given, by value.
+struct Product {
+  Matrix x, residual, out;  // residual is f32
+  const std::byte* weight;
+  const __half* scales;      // (weight rows, blocks of 256); nullptr: of floats
+  const int8_t* sub_scales;  // (weight rows, groups of 32); nullptr: not int4
+  const float* bias;         // (weight rows)
+  const float* norm;         // (k); nullptr: x as it is
+  float norm_eps, norm_offset, scale, softcap;
+  Activation activation;
+  DType dtype;               // of the weight
+  uint32_t n, k, branches;   // outputs; weight has branches * n rows
+
+  __host__ __device__ uint32_t tokens() const { return x.rows; }
+  __host__ __device__ uint32_t tiles() const { return ceil_div(branches * n, kTile); }
+  __host__ __device__ uint32_t blocks() const { return ceil_div(k, kQuantBlock); }
+};
+
+// Runs of K: more where few weight rows are long, so that enough of them is in flight.
+__host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8; }
+__host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
+
+// Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy, and few
+// enough that clusters of blocks, which leave some multiprocessors out, run all at once.
+__host__ __device__ inline uint32_t groups_of(const Product& p) {
+  uint32_t groups = 8;
+  while (groups > 1 && ceil_div(p.tiles(), 8) * groups > 120) groups /= 2;
+  return groups;
+}
+
+cudaError_t product(const Context& context, const Product& p);
+size_t product_workspace(const Device& device, const Product& p);
+
+#ifdef __CUDACC__
+template <class T>
+__device__ inline T* row_of(const Matrix& m, uint32_t r) { return reinterpret_cast<T*>(m.data + r * m.stride); }
+
+__device__ inline float load_as_float(const Matrix& m, uint32_t row, uint32_t column) {
+  switch (m.dtype) {
+    case DType::bf16: return __bfloat162float(row_of<const __nv_bfloat16>(m, row)[column]);
+    case DType::f16: return __half2float(row_of<const __half>(m, row)[column]);
+    default: return row_of<const float>(m, row)[column];
+  }
+}
+
+__device__ inline void store_float(const Matrix& m, uint32_t row, uint32_t column, float y) {
+  switch (m.dtype) {
+    case DType::bf16: row_of<__nv_bfloat16>(m, row)[column] = __float2bfloat16(y); break;
+    case DType::f16: row_of<__half>(m, row)[column] = __float2half(y); break;
+    default: row_of<float>(m, row)[column] = y;
+  }
+}
+
+// A finished sum of weight row `r` with bias, scale and cap.
+__device__ inline float biased(const Product& p, uint32_t r, float sum) {
+  float y = p.bias ? sum + p.bias[r] : sum;
+  y *= p.scale;
+  return p.softcap > 0 ? softcap(y, p.softcap) : y;
+}
+
+// Output `column` from the finished sums of its weight row and, of two branches, of the row that the first multiplies,
+// kTile behind.
+__device__ inline float finished(const Product& p, uint32_t column, float sum, float other, float residual) {
+  const uint32_t r = p.branches == 2 ? column + column / kTile * kTile : column;
+  float y = activate(p.activation, biased(p, r, sum));
+  if (p.branches == 2) y *= biased(p, r + kTile, other);
+  return p.residual.data ? y + residual : y;
+}
+
+__device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other, float residual) {
+  store_float(p.out, token, column, finished(p, column, sum, other, residual));
+}
+
+__device__ inline float residual_of(const Product& p, uint32_t token, uint32_t column) {
+  return p.residual.data ? row_of<const float>(p.residual, token)[column] : 0;
+}
+#endif
+
+}  // namespace ingot::cuda

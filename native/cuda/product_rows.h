@@ -1,0 +1,126 @@
+// What kernels of products read: weights into registers, rows of x as 16-bit operands into shared memory.
+#pragma once
+#include "mma.h"
+#include "product_kernels.h"
+
+namespace ingot::cuda {
+
+// Elements from one token's x to the next one's in shared memory; 64 bytes past a multiple of 128, so that tokens
+// alternate between halves of the banks.
+__host__ __device__ constexpr uint32_t staged_stride(uint32_t k) { return round_up(k, kQuantBlock) + 32; }
+
+// Where a lane is in its warp's stream of weights: block `block` of tile `tile`.
+struct Cursor {
+  uint32_t tile, block;
+  __device__ void advance(uint32_t first, uint32_t last, uint32_t branches) {
+    if (++block < last) return;
+    block = first;
+    tile = (tile + 1) % branches ? tile + 1 : tile + 1 + (gridDim.x - 1) * branches;
+  }
+};
+
+// The weights of one block of 16 rows, spread over a warp: rows g and g + 8 of each slot.
+template <class W>
+struct Held {
+  static constexpr uint32_t kSlots = kQuantBlock / (4 * W::kElements);
+  uint4 low[kSlots], high[kSlots];
+  int8_t sub_low[kSlots], sub_high[kSlots];
+  __half scale_low, scale_high;
+
+  __device__ void load(const Product& p, const Cursor& at, uint32_t slot) {
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const uint32_t k = at.block * kQuantBlock + (slot * 4 + t) * W::kElements;
+    const size_t row = size_t{at.tile} * kTile + g, stride = row_bytes(p);
+    const bool valid = at.tile < p.tiles() && k < round_up(p.k, kPadK);
+    const std::byte* from = p.weight + row * stride + k / W::kElements * 16;
+    low[slot] = load_weights(from, valid);
+    high[slot] = load_weights(from + 8 * stride, valid);
+    if constexpr (W::kInterleaved) {
+      const uint32_t groups = ceil_div(p.k, kQuantGroup);
+      const int8_t* sub = p.sub_scales + row * groups + k / kQuantGroup;
+      sub_low[slot] = valid ? __ldg(sub) : 0;
+      sub_high[slot] = valid ? __ldg(sub + 8 * groups) : 0;
+    }
+  }
+  __device__ void load_scales(const Product& p, const Cursor& at) {
+    if constexpr (W::kQuantised) {
+      const size_t row = size_t{at.tile} * kTile + threadIdx.x % 32 / 4;
+      if (at.tile >= p.tiles()) return;
+      scale_low = __ldg(p.scales + row * p.blocks() + at.block);
+      scale_high = __ldg(p.scales + (row + 8) * p.blocks() + at.block);
+    }
+  }
+  __device__ static size_t row_bytes(const Product& p) { return size_t{round_up(p.k, kPadK)} / W::kElements * 16; }
+};
+
+// Four elements of a staged row as 16-bit operands at column c.
+template <class W>
+__device__ void store_four(uint16_t* row, uint32_t c, const float (&v)[4]) {
+  const uint2 four{pack<W::kHalf>(v[0], v[1]), pack<W::kHalf>(v[2], v[3])};
+  if constexpr (W::kInterleaved) {  // 0 4 1 5 2 6 3 7: these are the first or the second four
+    uint16_t* eight = row + c / 8 * 8 + c % 8 / 4;
+    eight[0] = uint16_t(four.x), eight[2] = uint16_t(four.x >> 16), eight[4] = uint16_t(four.y), eight[6] = uint16_t(four.y >> 16);
+  } else {
+    *reinterpret_cast<uint2*>(row + c) = four;
+  }
+}
+
+// Rows first .. first + tokens of x into shared memory as 16-bit operands, times their norm's weight, and the sums of
+// squares of each warp's elements. kTokens rows are in flight at once. Calls wait_for_inputs.
+template <class W, uint32_t kTokens, uint32_t kWarps>
+__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
+  constexpr uint32_t kThreads = kWarps * 32, kGroups = kTokens == 1 ? 4 : 1, kSpan = kThreads * 4 * kGroups;
+  const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k);
+  const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
+  for (uint32_t token = 0; token < tokens; token += kTokens) {
+    float sum[kTokens] = {};
+    for (uint32_t base = 0; base < end; base += kSpan) {
+      float weight[kGroups][4], v[kTokens][kGroups][4];
+#pragma unroll
+      for (uint32_t i = 0; i < kGroups; ++i) load_norm(p, base + (i * kThreads + threadIdx.x) * 4, weight[i]);
+      if (token == 0 && base == 0) wait_for_inputs();
+#pragma unroll
+      for (uint32_t j = 0; j < kTokens; ++j)
+#pragma unroll
+        for (uint32_t i = 0; i < kGroups; ++i)
+          load_four(p.x, first + token + j, base + (i * kThreads + threadIdx.x) * 4, token + j < tokens ? p.k : 0, wide, v[j][i]);
+#pragma unroll
+      for (uint32_t j = 0; j < kTokens; ++j)
+#pragma unroll
+        for (uint32_t i = 0; i < kGroups; ++i) {
+#pragma unroll
+          for (uint32_t e = 0; e < 4; ++e) {
+            sum[j] = fmaf(v[j][i][e], v[j][i][e], sum[j]);
+            v[j][i][e] *= weight[i][e];
+          }
+          const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
+          if (c < end && token + j < tokens) store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
+        }
+    }
+    if (p.norm)
+      for (uint32_t j = 0; j < kTokens; ++j) {
+        const float all = warp_sum(sum[j]);
+        if (threadIdx.x % 32 == 0 && token + j < tokens) squares[(token + j) * kWarps + threadIdx.x / 32] = all;
+      }
+  }
+}
+
+// Whether rows of x are operands as they lie.
+template <class W>
+__device__ bool copies(const Product& p) {
+  return !W::kInterleaved && !p.norm && p.x.dtype == (W::kHalf ? DType::f16 : DType::bf16) && p.k % kQuantBlock == 0 &&
+         p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
+}
+
+// Rows that are operands already, all in flight at once.
+__device__ inline void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, uint32_t threads) {
+  wait_for_inputs();
+  for (uint32_t token = 0; token < tokens; ++token)
+    for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8) {
+      const uint32_t to = uint32_t(__cvta_generic_to_shared(staged + size_t{token} * staged_stride(p.k) + c));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(row_of<const uint16_t>(p.x, first + token) + c) : "memory");
+    }
+  asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+}
+
+}  // namespace ingot::cuda

@@ -1,0 +1,32 @@
+// The kernels of this backend; one that compute/cuda.ts declares and nobody wrote fails the link.
+#include "table.h"
+
+#include <array>
+
+namespace ingot::cuda {
+
+#define KERNEL(id, name) cudaError_t name(const Context&, const Call&);
+#include "../gen/cuda_ops.inc"
+#undef KERNEL
+size_t linear_workspace(const Device&, const Call&);
+size_t logits_workspace(const Device&, const Call&);
+size_t attention_workspace(const Device&, const Call&);
+size_t sample_workspace(const Device&, const Call&);
+
+const Entry& entry_of(uint16_t opcode) {
+  static const std::array<Entry, kMaxOpcodes> table = [] {
+    std::array<Entry, kMaxOpcodes> t{};
+#define KERNEL(id, name) t[id].kernel = name;
+#include "../gen/cuda_ops.inc"
+#undef KERNEL
+    t[op::linear::id].workspace = linear_workspace;
+    t[op::logits::id].workspace = logits_workspace;
+    t[op::attention::id].workspace = attention_workspace;
+    t[op::sample::id].workspace = sample_workspace;
+    return t;
+  }();
+  static const Entry none{};
+  return opcode < kMaxOpcodes ? table[opcode] : none;
+}
+
+}  // namespace ingot::cuda
