@@ -43,9 +43,12 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
                     count(limits, "blocksPerSequence")};
   options.blocks = count(from, "blocks");
   options.slots = count(from, "slots");
-  const Napi::Value guard = reader.property(from, "guard");
-  options.guard = reader.ok() && guard.IsBoolean() && guard.As<Napi::Boolean>();
-  options.deterministic = reader.property(from, "deterministic").ToBoolean();
+  const auto flag = [&](const char* name) {
+    const Napi::Value value = reader.property(from, name);
+    return reader.ok() && value.IsBoolean() && value.As<Napi::Boolean>();
+  };
+  options.guard = flag("guard");
+  options.deterministic = flag("deterministic");
   return options;
 }
 
