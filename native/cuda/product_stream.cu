@@ -8,10 +8,25 @@ namespace {
 
 constexpr uint32_t kPartialStride = 20;  // floats of a token's 16 sums, apart so that a warp's stores meet no bank twice
 
+constexpr uint32_t kPrefetched = 64 << 10;  // bytes of weights asked for ahead, a block
+
 size_t partial_bytes(const Product& p, uint32_t columns) {
   return size_t{2} * p.branches * segments_of(p) * columns * kPartialStride * sizeof(float);
 }
 size_t staged_bytes(const Product& p, uint32_t tokens) { return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p)); }
+
+// Asks for the first `bytes` of the rows that this block reads, ahead of the loads, which registers limit: while the
+// kernel before this one ends, memory is idle.
+template <class W>
+__device__ void prefetch(const Product& p, uint32_t tile, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const uint32_t row_bytes = uint32_t(Held<W>::row_bytes(p)), of_item = kTile * p.branches;
+  const uint32_t row = threadIdx.x % of_item, item = threadIdx.x / of_item;
+  const size_t at = size_t{tile + item * gridDim.x * p.branches} * kTile + row;
+  if ((threadIdx.x + 1) * row_bytes <= bytes && at < p.tiles() * kTile)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p.weight + at * row_bytes), "r"(row_bytes));
+#endif
+}
 
 template <class W, uint32_t kColumns, uint32_t kWarps>  // tokens at once, in eights
 __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
@@ -38,6 +53,7 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
     held.load_scales(p, next);
     next.advance(first, last, p.branches);
   }
+  if (per > 1) prefetch<W>(p, blockIdx.x * p.branches, kPrefetched);
   if (copies<W>(p)) copy_rows(p, first_token, tokens, staged, kThreads);
   else if (tokens == 1) stage<W, 1, kWarps>(p, first_token, tokens, staged, squares);
   else stage<W, 4, kWarps>(p, first_token, tokens, staged, squares);
