@@ -30,8 +30,8 @@ struct Library {
   int (*preference_create)(void**);
   int (*preference_set)(void*, int attribute, const void*, size_t);
   int (*heuristic)(Handle, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*);
-  int (*matmul)(Handle, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*, void*,
-                void*, const Algorithm*, void*, size_t, cudaStream_t);
+  int (*matmul)(Handle, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
+                void*, void*, const Algorithm*, void*, size_t, cudaStream_t);
   int (*preference_destroy)(void*);
   const char* unavailable = "cublaslt_absent";
 
@@ -44,7 +44,8 @@ struct Library {
       return (function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(so, name))) != nullptr;
     };
     const bool all = find(create, "cublasLtCreate") && find(desc_create, "cublasLtMatmulDescCreate") &&
-                     find(desc_set, "cublasLtMatmulDescSetAttribute") && find(layout_create, "cublasLtMatrixLayoutCreate") &&
+                     find(desc_set, "cublasLtMatmulDescSetAttribute") &&
+                     find(layout_create, "cublasLtMatrixLayoutCreate") &&
                      find(preference_create, "cublasLtMatmulPreferenceCreate") &&
                      find(preference_set, "cublasLtMatmulPreferenceSetAttribute") &&
                      find(heuristic, "cublasLtMatmulAlgoGetHeuristic") && find(matmul, "cublasLtMatmul") &&
@@ -89,10 +90,12 @@ class Plans {
     const int transpose = kTranspose;
     const size_t workspace = kCublasWorkspace;
     const int in = type_of(g.operand), out = type_of(g.result);
-    if (lt.desc_create(&p.desc, kCompute32F, type_of(DType::f32)) || lt.desc_set(p.desc, kTransA, &transpose, sizeof transpose) ||
+    if (lt.desc_create(&p.desc, kCompute32F, type_of(DType::f32)) ||
+        lt.desc_set(p.desc, kTransA, &transpose, sizeof transpose) ||
         lt.layout_create(&p.a, in, g.k, g.m, int64_t(g.lda)) || lt.layout_create(&p.b, in, g.k, g.n, int64_t(g.ldb)) ||
-        lt.layout_create(&p.c, out, g.m, g.n, int64_t(g.ldc)) || lt.layout_create(&p.d, out, g.m, g.n, int64_t(g.ldd)) ||
-        lt.preference_create(&preference) || lt.preference_set(preference, kMaxWorkspace, &workspace, sizeof workspace))
+        lt.layout_create(&p.c, out, g.m, g.n, int64_t(g.ldc)) ||
+        lt.layout_create(&p.d, out, g.m, g.n, int64_t(g.ldd)) || lt.preference_create(&preference) ||
+        lt.preference_set(preference, kMaxWorkspace, &workspace, sizeof workspace))
       return p;
     Heuristic found{};
     int count = 0;
@@ -121,10 +124,10 @@ cudaError_t cublaslt_gemm(const Context& context, const Gemm& g, void* workspace
   const Plan* plan = plans().of(context.device.ordinal, g, handle);
   if (!plan) return cudaErrorNotSupported;
   ++*context.launches;
-  return library().matmul(handle, plan->desc, &g.alpha, g.a, plan->a, const_cast<void*>(g.b), plan->b, const_cast<float*>(&g.beta), g.c,
-                          plan->c, g.d, plan->d, &plan->algorithm, workspace, kCublasWorkspace, context.stream)
-             ? cudaErrorLaunchFailure
-             : cudaSuccess;
+  const int status = library().matmul(handle, plan->desc, &g.alpha, g.a, plan->a, const_cast<void*>(g.b), plan->b,
+                                      const_cast<float*>(&g.beta), g.c, plan->c, g.d, plan->d, &plan->algorithm,
+                                      workspace, kCublasWorkspace, context.stream);
+  return status ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 }  // namespace ingot::cuda

@@ -7,7 +7,7 @@ namespace ingot::cuda {
 
 constexpr size_t kCublasWorkspace = size_t{32} << 20;
 
-// d (columns of m, n of them) = alpha * a^T . b + beta * c, all column-major: a is (k, m), b is (k, n) of 16-bit floats.
+// d = alpha * a^T . b + beta * c, all column-major: a is (k, m) and b (k, n) of 16-bit floats, c and d are (m, n).
 struct Gemm {
   uint32_t m, n, k;
   DType operand, result;

@@ -66,9 +66,10 @@ __device__ inline void wait(Barrier& b, uint32_t parity) {
 }
 // Copies whole lines of 16 bytes; the barrier's phase ends when they are there.
 __device__ inline void copy(void* to, const void* from, uint32_t bytes, Barrier& b) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&b)), "r"(bytes) : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(&b))
+  const uint32_t at = shared_address(to), barrier = shared_address(&b);
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at),
+               "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
 // Orders what this thread wrote, or saw written, before what copies and matrix instructions read.

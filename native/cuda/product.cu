@@ -11,8 +11,8 @@ constexpr uint32_t kStreamed = 8;  // up to these rows, weights are streamed
 
 enum class Way { fma, stream, tile, blas };
 
-// The stream where one pass over the weights is enough; beyond, cuBLASLt in the default mode, and the tile kernel, whose
-// bits are those of the stream, in the deterministic mode.
+// The stream where one pass over the weights is enough; beyond, cuBLASLt in the default mode, and the tile kernel,
+// whose bits are those of the stream, in the deterministic mode.
 Way way_of(const Device& device, const Product& p, bool deterministic) {
   if (p.dtype == DType::f32) return Way::fma;
   if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Way::stream;

@@ -1,9 +1,10 @@
-// x . weight^T, the product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
+// The product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
-// The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the kernel:
-// K is cut into blocks of 256 and those, evenly, into at most 8 or 16 runs; a run is summed by tensor cores from zero,
-// 16 products at a time; the runs of a group are added in order, and so are the groups. Quantised weights start from zero at every block, whose sum is
-// fused into that of the run times the block's scale.
+// The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the
+// kernel (but for cuBLASLt, of the default mode): K is cut into blocks of 256 and those, evenly, into at most 8 or 16
+// runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order, and so
+// are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times the
+// block's scale.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -38,7 +39,9 @@ struct Product {
 };
 
 // Runs of K: more where few weight rows are long, so that enough of them is in flight.
-__host__ __device__ inline uint32_t segments_of(const Product& p) { return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8; }
+__host__ __device__ inline uint32_t segments_of(const Product& p) {
+  return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8;
+}
 __host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
 
 // Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy, and few
@@ -88,7 +91,8 @@ __device__ inline float finished(const Product& p, uint32_t column, float sum, f
   return p.residual.data ? y + residual : y;
 }
 
-__device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other, float residual) {
+__device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other,
+                              float residual) {
   store_float(p.out, token, column, finished(p, column, sum, other, residual));
 }
 

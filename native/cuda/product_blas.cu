@@ -20,7 +20,9 @@ bool plain(const Product& p) {
          (!p.residual.data || p.out.dtype == DType::f32) && (p.out.dtype == DType::f32 || p.out.dtype == operand_of(p));
 }
 // f16 sums could overflow.
-DType scratch_type(const Product& p) { return p.branches == 2 && operand_of(p) == DType::bf16 ? DType::bf16 : DType::f32; }
+DType scratch_type(const Product& p) {
+  return p.branches == 2 && operand_of(p) == DType::bf16 ? DType::bf16 : DType::f32;
+}
 uint32_t slice_rows(const Product& p) {
   const uint32_t rows = p.branches * p.n, unit = kTile * p.branches;
   if (!quantised(p)) return rows;
@@ -55,7 +57,10 @@ __device__ void load_eight(const Matrix& m, uint32_t row, uint32_t c, float (&v)
     const uint4 raw = *reinterpret_cast<const uint4*>(row_of<const uint16_t>(m, row) + c);
     const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-    for (uint32_t j = 0; j < 4; ++j) v[2 * j] = __uint_as_float(pairs[j] << 16), v[2 * j + 1] = __uint_as_float(pairs[j] & 0xffff0000);
+    for (uint32_t j = 0; j < 4; ++j) {
+      v[2 * j] = __uint_as_float(pairs[j] << 16);
+      v[2 * j + 1] = __uint_as_float(pairs[j] & 0xffff0000);
+    }
   }
 }
 
@@ -100,7 +105,8 @@ __global__ __launch_bounds__(kThreads) void make_whole(const Product p, uint32_t
     for (uint32_t i = 0; i < 8; ++i) v[i] = scale * float(int8_t((i < 4 ? raw.x : raw.y) >> i % 4 * 8));
   } else {
     const uint32_t raw = __ldg(reinterpret_cast<const uint32_t*>(p.weight + (size_t{row} * stride + c) / 2));
-    const float factor = c < p.k ? scale * float(p.sub_scales[size_t{row} * ceil_div(p.k, kQuantGroup) + c / kQuantGroup]) : 0;
+    const size_t group = size_t{row} * ceil_div(p.k, kQuantGroup) + c / kQuantGroup;
+    const float factor = c < p.k ? scale * float(p.sub_scales[group]) : 0;
     for (uint32_t i = 0; i < 8; ++i) v[i] = factor * float(int32_t(raw << (28 - 4 * i)) >> 28);
   }
   *reinterpret_cast<uint4*>(to + size_t{blockIdx.y} * stride + c) = {pack<false>(v[0], v[1]), pack<false>(v[2], v[3]),
@@ -108,7 +114,8 @@ __global__ __launch_bounds__(kThreads) void make_whole(const Product p, uint32_t
 }
 
 // out from sums (tokens, rows of the slice), eight a thread; outputs begin at `first` columns.
-__global__ __launch_bounds__(kThreads) void finish_sums(const Product p, Matrix sums, uint32_t first, uint32_t columns) {
+__global__ __launch_bounds__(kThreads) void finish_sums(const Product p, Matrix sums, uint32_t first,
+                                                        uint32_t columns) {
   let_next_start();
   const uint32_t i = (blockIdx.x * kThreads + threadIdx.x) * 8, token = blockIdx.y;
   wait_for_inputs();
@@ -125,13 +132,15 @@ __global__ __launch_bounds__(kThreads) void finish_sums(const Product p, Matrix 
 }
 
 // One slice of weight rows.
-cudaError_t slice(const Context& context, const Product& p, const Parts& parts, const void* x, size_t ldx, uint32_t first, uint32_t rows) {
+cudaError_t slice(const Context& context, const Product& p, const Parts& parts, const void* x, size_t ldx,
+                  uint32_t first, uint32_t rows) {
   const size_t k = round_up(p.k, kPadK);
   std::byte* work = context.workspace.data;
   const void* weight = p.weight + size_t{first} * k * 2;
   if (quantised(p)) {
     auto* whole = reinterpret_cast<__nv_bfloat16*>(work + parts.weights);
-    if (const cudaError_t e = launch(context, make_whole, {{ceil_div(uint32_t(k), kThreads * 8), rows}, kThreads}, p, first, whole)) return e;
+    const Grid grid{{ceil_div(uint32_t(k), kThreads * 8), rows}, kThreads};
+    if (const cudaError_t e = launch(context, make_whole, grid, p, first, whole)) return e;
     weight = whole;
   }
   const DType result = plain(p) ? p.out.dtype : scratch_type(p);
@@ -141,11 +150,13 @@ cudaError_t slice(const Context& context, const Product& p, const Parts& parts, 
   const bool add = plain(p) && p.residual.data;
   const void* c = add ? p.residual.data + first * size : sums.data;
   const Gemm gemm{rows, p.tokens(), p.k, operand_of(p), result, weight, x, c, sums.data, k, ldx,
-                  (add ? p.residual.stride : sums.stride) / size, sums.stride / size, plain(p) ? p.scale : 1.0f, add ? 1.0f : 0.0f};
+                  (add ? p.residual.stride : sums.stride) / size, sums.stride / size, plain(p) ? p.scale : 1.0f,
+                  add ? 1.0f : 0.0f};
   if (const cudaError_t e = cublaslt_gemm(context, gemm, work + kCounterBytes)) return e;
   if (plain(p)) return cudaSuccess;
   const uint32_t columns = rows / p.branches;
-  return launch(context, finish_sums, {{ceil_div(columns, kThreads * 8), p.tokens()}, kThreads}, p, sums, first / p.branches, columns);
+  const Grid grid{{ceil_div(columns, kThreads * 8), p.tokens()}, kThreads};
+  return launch(context, finish_sums, grid, p, sums, first / p.branches, columns);
 }
 
 }  // namespace
@@ -169,8 +180,10 @@ cudaError_t product_blas(const Context& context, const Product& p) {
     if (const cudaError_t e = launch(context, kernel, {{p.tokens()}, kThreads}, p, rows)) return e;
     x = rows, ldx = round_up(p.k, kPadK);
   }
-  for (uint32_t first = 0; first < all; first += step)
-    if (const cudaError_t e = slice(context, p, parts, x, ldx, first, all - first < step ? all - first : step)) return e;
+  for (uint32_t first = 0; first < all; first += step) {
+    const uint32_t rows = all - first < step ? all - first : step;
+    if (const cudaError_t e = slice(context, p, parts, x, ldx, first, rows)) return e;
+  }
   return cudaSuccess;
 }
 

@@ -14,7 +14,8 @@ __device__ Sums sums_of(const Product& p, uint32_t r, uint32_t first, uint32_t t
   const float* weight = reinterpret_cast<const float*>(p.weight) + size_t{r} * round_up(p.k, kPadK);
   const size_t other = p.branches == 2 ? size_t{kTile} * round_up(p.k, kPadK) : 0;
   for (uint32_t c = threadIdx.x % 32; c < p.k; c += 32) {
-    const float a = __ldg(weight + c), b = __ldg(weight + other + c), norm = p.norm ? p.norm_offset + __ldg(p.norm + c) : 1;
+    const float a = __ldg(weight + c), b = __ldg(weight + other + c);
+    const float norm = p.norm ? p.norm_offset + __ldg(p.norm + c) : 1;
     for (uint32_t i = 0; i < kTokens; ++i) {
       if (i >= tokens) break;
       const float x = load_as_float(p.x, first + i, c);

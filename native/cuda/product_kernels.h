@@ -12,7 +12,7 @@ uint32_t stream_passes(const Device& device, const Product& p);
 cudaError_t product_stream(const Context& context, const Product& p);  // few tokens; any number, in passes
 bool tile_can(const Device& device, const Product& p);
 size_t tile_workspace(const Product& p);
-cudaError_t product_tile(const Context& context, const Product& p);    // more than a few tokens; same bits as the stream
+cudaError_t product_tile(const Context& context, const Product& p);    // any number on Hopper; the bits of the stream
 bool blas_can(const Product& p);
 size_t blas_workspace(const Product& p);
 cudaError_t product_blas(const Context& context, const Product& p);    // many tokens; bits depend on how many
@@ -49,12 +49,14 @@ __device__ inline uint32_t pack(float a, float b) {
 }
 
 // Four outputs from `column` on, those below n.
-__device__ inline void store_outputs(const Matrix& out, uint32_t token, uint32_t column, uint32_t n, const float (&y)[4]) {
+__device__ inline void store_outputs(const Matrix& out, uint32_t token, uint32_t column, uint32_t n,
+                                     const float (&y)[4]) {
   const bool whole = column + 3 < n && out.stride % 16 == 0 && reinterpret_cast<size_t>(out.data) % 16 == 0;
   if (whole && out.dtype == DType::f32)
     *reinterpret_cast<float4*>(row_of<float>(out, token) + column) = {y[0], y[1], y[2], y[3]};
   else if (whole && out.dtype == DType::bf16)
-    *reinterpret_cast<uint2*>(row_of<uint16_t>(out, token) + column) = {pack<false>(y[0], y[1]), pack<false>(y[2], y[3])};
+    *reinterpret_cast<uint2*>(row_of<uint16_t>(out, token) + column) = {pack<false>(y[0], y[1]),
+                                                                        pack<false>(y[2], y[3])};
   else
     for (uint32_t j = 0; j < 4; ++j)
       if (column + j < n) store_float(out, token, column + j, y[j]);

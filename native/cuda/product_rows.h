@@ -59,21 +59,25 @@ __device__ void store_four(uint16_t* row, uint32_t c, const float (&v)[4]) {
   const uint2 four{pack<W::kHalf>(v[0], v[1]), pack<W::kHalf>(v[2], v[3])};
   if constexpr (W::kInterleaved) {  // 0 4 1 5 2 6 3 7: these are the first or the second four
     uint16_t* eight = row + c / 8 * 8 + c % 8 / 4;
-    eight[0] = uint16_t(four.x), eight[2] = uint16_t(four.x >> 16), eight[4] = uint16_t(four.y), eight[6] = uint16_t(four.y >> 16);
+    eight[0] = uint16_t(four.x), eight[2] = uint16_t(four.x >> 16);
+    eight[4] = uint16_t(four.y), eight[6] = uint16_t(four.y >> 16);
   } else {
     *reinterpret_cast<uint2*>(row + c) = four;
   }
 }
 
-// Rows first .. first + tokens of x into shared memory as 16-bit operands, times their norm's weight, and the sums of
-// squares of each warp's elements. kTokens rows are in flight at once. Calls wait_for_inputs.
-template <class W, uint32_t kTokens, uint32_t kWarps>
-__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
+// One pass over rows first .. first + tokens of x, kTokens in flight at once: the sums of squares of each warp's
+// elements, the rows as operands in shared memory, times their norm's weight, or both. Calls wait_for_inputs.
+template <class W, uint32_t kTokens, uint32_t kWarps, bool kSquares, bool kOperands>
+__device__ void pass(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
   constexpr uint32_t kThreads = kWarps * 32, kGroups = kTokens == 1 ? 4 : 1, kSpan = kThreads * 4 * kGroups;
   const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k);
   const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
   for (uint32_t token = 0; token < tokens; token += kTokens) {
-    float sum[kTokens] = {};
+    float sum[kTokens] = {}, factor[kTokens];
+#pragma unroll
+    for (uint32_t j = 0; j < kTokens; ++j)
+      factor[j] = kSquares || token + j >= tokens ? 1 : inverse_rms(p, squares + (token + j) * kWarps, kWarps);
     for (uint32_t base = 0; base < end; base += kSpan) {
       float weight[kGroups][4], v[kTokens][kGroups][4];
 #pragma unroll
@@ -83,7 +87,8 @@ __device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_
       for (uint32_t j = 0; j < kTokens; ++j)
 #pragma unroll
         for (uint32_t i = 0; i < kGroups; ++i)
-          load_four(p.x, first + token + j, base + (i * kThreads + threadIdx.x) * 4, token + j < tokens ? p.k : 0, wide, v[j][i]);
+          load_four(p.x, first + token + j, base + (i * kThreads + threadIdx.x) * 4, token + j < tokens ? p.k : 0, wide,
+                    v[j][i]);
 #pragma unroll
       for (uint32_t j = 0; j < kTokens; ++j)
 #pragma unroll
@@ -91,18 +96,37 @@ __device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_
 #pragma unroll
           for (uint32_t e = 0; e < 4; ++e) {
             sum[j] = fmaf(v[j][i][e], v[j][i][e], sum[j]);
-            v[j][i][e] *= weight[i][e];
+            v[j][i][e] *= kSquares ? weight[i][e] : factor[j] * weight[i][e];
           }
           const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
-          if (c < end && token + j < tokens) store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
+          if (kOperands && c < end && token + j < tokens)
+            store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
         }
     }
-    if (p.norm)
+    if (kSquares && p.norm)
       for (uint32_t j = 0; j < kTokens; ++j) {
         const float all = warp_sum(sum[j]);
         if (threadIdx.x % 32 == 0 && token + j < tokens) squares[(token + j) * kWarps + threadIdx.x / 32] = all;
       }
   }
+}
+
+// Rows of x as operands. Those of f16 are divided by their root mean square first, lest they overflow; finished sums of
+// others are, by sum_factor.
+template <class W, uint32_t kTokens, uint32_t kWarps>
+__device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
+  if (W::kHalf && p.norm) {
+    pass<W, kTokens, kWarps, true, false>(p, first, tokens, staged, squares);
+    __syncthreads();
+    pass<W, kTokens, kWarps, false, true>(p, first, tokens, staged, squares);
+  } else {
+    pass<W, kTokens, kWarps, true, true>(p, first, tokens, staged, squares);
+  }
+}
+
+template <class W>
+__device__ float sum_factor(const Product& p, const float* squares, uint32_t warps) {
+  return W::kHalf ? 1 : inverse_rms(p, squares, warps);
 }
 
 // Whether rows of x are operands as they lie.
@@ -113,12 +137,14 @@ __device__ bool copies(const Product& p) {
 }
 
 // Rows that are operands already, all in flight at once.
-__device__ inline void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, uint32_t threads) {
+__device__ inline void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged,
+                                 uint32_t threads) {
   wait_for_inputs();
   for (uint32_t token = 0; token < tokens; ++token)
     for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8) {
       const uint32_t to = uint32_t(__cvta_generic_to_shared(staged + size_t{token} * staged_stride(p.k) + c));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(row_of<const uint16_t>(p.x, first + token) + c) : "memory");
+      const uint16_t* from = row_of<const uint16_t>(p.x, first + token) + c;
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
     }
   asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
 }

@@ -1,19 +1,21 @@
-// Products of few tokens: every weight is read once, straight from memory into the registers of the warp that multiplies
-// it. A block of 8 warps takes tiles of 16 weight rows; each warp sums one segment of K of all of them, and the segments
+// Products of few tokens: every weight is read once, straight from memory into the registers of the warp that
+// multiplies it. A block takes tiles of 16 weight rows; each of its warps sums one run of K of all of them, and the runs
 // meet in shared memory.
 #include "product_rows.h"
 
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kPartialStride = 20;  // floats of a token's 16 sums, apart so that a warp's stores meet no bank twice
+constexpr uint32_t kPartialStride = 20;  // floats from a token's 16 sums to the next: no bank is stored to twice
 
 constexpr uint32_t kPrefetched = 64 << 10;  // bytes of weights asked for ahead, a block
 
 size_t partial_bytes(const Product& p, uint32_t columns) {
   return size_t{2} * p.branches * segments_of(p) * columns * kPartialStride * sizeof(float);
 }
-size_t staged_bytes(const Product& p, uint32_t tokens) { return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p)); }
+size_t staged_bytes(const Product& p, uint32_t tokens) {
+  return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p));
+}
 
 // Asks for the first `bytes` of the rows that this block reads, ahead of the loads, which registers limit: while the
 // kernel before this one ends, memory is idle.
@@ -29,7 +31,8 @@ __device__ void prefetch(const Product& p, uint32_t tile, uint32_t bytes) {
 }
 
 template <class W, uint32_t kColumns, uint32_t kWarps>  // tokens at once, in eights
-__global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
+__global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) void stream(const Product p,
+                                                                                          uint32_t tokens_per_pass) {
   constexpr uint32_t kThreads = kWarps * 32;
   extern __shared__ __align__(16) std::byte shared[];
   const uint32_t first_token = blockIdx.y * tokens_per_pass;
@@ -59,7 +62,8 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
   else stage<W, 4, kWarps>(p, first_token, tokens, staged, squares);
   __syncthreads();
   // Read after the next barrier only.
-  for (uint32_t token = threadIdx.x; token < tokens; token += kThreads) factors[token] = inverse_rms(p, squares + token * kWarps, kWarps);
+  for (uint32_t token = threadIdx.x; token < tokens; token += kThreads)
+    factors[token] = sum_factor<W>(p, squares + token * kWarps, kWarps);
 
   uint32_t parity = 0;
   for (uint32_t item = blockIdx.x; item * p.branches < tiles; item += gridDim.x, parity ^= 1) {
@@ -76,7 +80,8 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
       float sum[kColumns][4] = {};
       for (uint32_t block = first; block < last; ++block) {
         float block_sum[kColumns][4] = {};
-        const float scale_low = W::kQuantised ? __half2float(held.scale_low) : 1, scale_high = W::kQuantised ? __half2float(held.scale_high) : 1;
+        const float scale_low = W::kQuantised ? __half2float(held.scale_low) : 1;
+        const float scale_high = W::kQuantised ? __half2float(held.scale_high) : 1;
         held.load_scales(p, next);
 #pragma unroll
         for (uint32_t slot = 0; slot < Held<W>::kSlots; ++slot) {
@@ -136,13 +141,14 @@ cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tok
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   const uint32_t items = ceil_div(p.tiles(), p.branches);
   const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes && kWarps == 8 ? 2 : 1);
-  return launch(context, kernel,
-                {{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kWarps * 32, shared}, p, tokens_per_pass);
+  const Grid grid{{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kWarps * 32, shared};
+  return launch(context, kernel, grid, p, tokens_per_pass);
 }
 
 template <class W, uint32_t kColumns>
 cudaError_t with_segments(const Context& context, const Product& p, uint32_t tokens) {
-  return segments_of(p) == 8 ? launch_stream<W, kColumns, 8>(context, p, tokens) : launch_stream<W, kColumns, 16>(context, p, tokens);
+  return segments_of(p) == 8 ? launch_stream<W, kColumns, 8>(context, p, tokens)
+                             : launch_stream<W, kColumns, 16>(context, p, tokens);
 }
 
 template <class W>

@@ -1,6 +1,5 @@
-// Products of 9 to a few hundred tokens on Hopper: a block holds 128 weight rows, in the registers of its eight warps as
-// the stream kernel does, and multiplies them with up to 128 tokens at once, whose operands it copies from the workspace.
-// Where rows are few, the blocks of a cluster each sum a group of runs of K. The blocks make the operands together
+// Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows, 16
+// in the registers of each warp, with up to 128 tokens at once, whose operands it copies from the workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. The blocks make the operands together
 // first, row by row: one launch does all.
 #include <algorithm>
 
@@ -49,7 +48,8 @@ __host__ __device__ constexpr uint32_t stages_of(uint32_t tokens) {
 template <class W>
 size_t shared_of(const Product& p, uint32_t tokens) {
   const size_t row = (size_t{padded_k(p)} + 32) * 2, sums = size_t{tokens} * kSumStride * 4;
-  return stages_of<W>(tokens) * weight_bytes<W>() + std::max({size_t{stages_of<W>(tokens)} * chunk_bytes(tokens), row, sums});
+  const size_t stages = stages_of<W>(tokens);
+  return stages * weight_bytes<W>() + std::max({stages * chunk_bytes(tokens), row, sums});
 }
 
 #ifdef INGOT_HOPPER
@@ -58,7 +58,8 @@ template <class W>
 __device__ uint4 gather(const uint16_t* span, uint32_t i, uint32_t h) {
   uint32_t pairs[4];
 #pragma unroll
-  for (uint32_t t = 0; t < 4; ++t) pairs[t] = *reinterpret_cast<const uint32_t*>(span + t * W::kElements + 4 * i + 2 * h);
+  for (uint32_t t = 0; t < 4; ++t)
+    pairs[t] = *reinterpret_cast<const uint32_t*>(span + t * W::kElements + 4 * i + 2 * h);
   return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
@@ -81,11 +82,12 @@ __device__ void make_operands(const Product& p, const Work& work, std::byte* sha
     if (copies<W>(p)) copy_rows(p, token, 1, row, kThreads);
     else stage<W, 1, kThreads / 32>(p, token, 1, row, squares);
     __syncthreads();
-    if (threadIdx.x == 0) work.factors[token] = inverse_rms(p, squares, kThreads / 32);
+    if (threadIdx.x == 0) work.factors[token] = sum_factor<W>(p, squares, kThreads / 32);
     uint16_t* tile = work.operands + size_t{token / kTokens * kTokens} * k + token % kTokens * 8;
     for (uint32_t eight = threadIdx.x; eight < k / 8; eight += kThreads) {
       const uint32_t span = eight * 8 / kSpan, within = eight % (kSpan / 8);
-      *reinterpret_cast<uint4*>(tile + size_t{eight} * kTokens * 8) = gather<W>(row + span * kSpan, within / 2, within % 2);
+      const uint4 operands = gather<W>(row + span * kSpan, within / 2, within % 2);
+      *reinterpret_cast<uint4*>(tile + size_t{eight} * kTokens * 8) = operands;
     }
     fence_async();
     __syncthreads();
@@ -140,7 +142,8 @@ struct Weights {
         const std::byte* from = low + (valid ? at : 0);
 #pragma unroll
         for (uint32_t high = 0; high < 2; ++high)
-          asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(place(chunk, slot, high))),
+          asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
+                           shared_address(place(chunk, slot, high))),
                        "l"(from + size_t{high} * 8 * row_bytes), "r"(valid ? 16 : 0)
                        : "memory");
       }
@@ -173,8 +176,9 @@ struct Factors {
 
 // Sums blocks first .. last of a warp's tile into totals, as mma.h has them of each eight tokens.
 template <class W, uint32_t kTokens>
-__device__ void sum_blocks(const Product& p, const Weights<W, kTokens>& weights, uint32_t tile, const uint16_t* operands, std::byte* ring,
-                           uint32_t first, uint32_t last, float (&total)[kTokens / 2]) {
+__device__ void sum_blocks(const Product& p, const Weights<W, kTokens>& weights, uint32_t tile,
+                           const uint16_t* operands, std::byte* ring, uint32_t first, uint32_t last,
+                           float (&total)[kTokens / 2]) {
   constexpr uint32_t kStages = stages_of<W>(kTokens), kBytes = chunk_bytes(kTokens), kSlots = slots_of<W>();
   __shared__ Barrier full[kStages], empty[kStages];
   const uint32_t chunks = (last - first) * 2, per = segment_blocks(p);
@@ -261,8 +265,9 @@ template <class W, uint32_t kTokens>
 __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work work) {
 #ifdef INGOT_HOPPER
   extern __shared__ __align__(128) std::byte shared[];
-  const uint32_t groups = groups_of(p), group = blockIdx.x % groups, tile = blockIdx.x / groups, warp = threadIdx.x / 32;
-  const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, own_tile = tile * (kRows / kTile) + warp;
+  const uint32_t groups = groups_of(p), group = blockIdx.x % groups, tile = blockIdx.x / groups;
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint32_t own_tile = tile * (kRows / kTile) + warp;
   const uint32_t blocks = segment_blocks(p) * (segments_of(p) / groups);
   const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
   let_next_start();
@@ -272,8 +277,8 @@ __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work 
   make_operands<W, kTokens>(p, work, rest);
   const uint32_t first_token = blockIdx.y * kTokens, tokens = min(kTokens, p.tokens() - first_token);
   float total[kTokens / 2] = {};
-  if (first < last)
-    sum_blocks<W, kTokens>(p, weights, own_tile, work.operands + size_t{first_token} * round_up(p.k, kQuantBlock), rest, first, last, total);
+  const uint16_t* operands = work.operands + size_t{first_token} * round_up(p.k, kQuantBlock);
+  if (first < last) sum_blocks<W, kTokens>(p, weights, own_tile, operands, rest, first, last, total);
   __syncthreads();
   float* sums = reinterpret_cast<float*>(rest);
 #pragma unroll
@@ -286,7 +291,8 @@ __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work 
     const uint32_t token = i / columns, c = i % columns, column = tile * columns + c;
     if (column >= p.n) continue;
     float residual[4], sum[4] = {}, other[4] = {}, y[4];
-    for (uint32_t j = 0; j < 4; ++j) residual[j] = column + j < p.n ? residual_of(p, first_token + token, column + j) : 0;
+    for (uint32_t j = 0; j < 4; ++j)
+      residual[j] = column + j < p.n ? residual_of(p, first_token + token, column + j) : 0;
     const float* mine = sums + token * kSumStride + (p.branches == 2 ? c + c / kTile * kTile : c);
     add_groups(mine, groups, sum);
     if (p.branches == 2) add_groups(mine + kTile, groups, other);
@@ -308,8 +314,8 @@ cudaError_t launch_tile(const Context& context, const Product& p) {
   const size_t shared = shared_of<W>(p, kTokens);
   const uint32_t groups = groups_of(p);
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
-  return launch(context, kernel,
-                {{ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens)}, kThreads, shared, groups}, p, work);
+  const dim3 blocks(ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens));
+  return launch(context, kernel, {blocks, kThreads, shared, groups}, p, work);
 }
 
 template <class W>
