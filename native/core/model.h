@@ -25,9 +25,9 @@ struct ModelOptions {
   std::vector<WeightFile> weights;
   unsigned threads;  // of a step, the one that asks for it included; at least 1
   StepLimits limits;
-  bool deterministic = true;  // no bit of a request's output depends on the batch; the CPU's never do
   uint32_t blocks;   // of every paged state, the dump included
   uint32_t slots;    // of every fixed state, the dump included
+  bool deterministic = true;  // no bit of a request's output depends on the batch; the CPU's never do
   bool pinned = false;  // each thread to a core of its own
   bool guard = false;   // for checks: sentinels around registers and states
 };
