@@ -1,7 +1,8 @@
 /** One checkpoint at every precision that a package can have. */
 import { copyFile, mkdir, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
-import { bf16ToNumber, dtypes, f16ToNumber, numberToBf16, numberToF16 } from '../abi/dtypes.ts'
+import { dtypes, numberToBf16, numberToF16 } from '../abi/dtypes.ts'
+import { decodeElements } from '../compute/reference/weights.ts'
 import { compile } from '../index.ts'
 import { openCheckpoint } from '../models/checkpoint.ts'
 import { COPIED_FILES, type Package, readPackage } from '../models/package.ts'
@@ -29,8 +30,8 @@ export const precisionNames = Object.keys(precisions) as Precision[]
 
 const decoders: Readonly<Record<string, (bytes: Uint8Array) => Float32Array>> = {
   F32: (bytes) => new Float32Array(bytes.slice().buffer),
-  F16: (bytes) => Float32Array.from(new Uint16Array(bytes.slice().buffer), f16ToNumber),
-  BF16: (bytes) => Float32Array.from(new Uint16Array(bytes.slice().buffer), bf16ToNumber),
+  F16: (bytes) => new Float32Array(decodeElements('f16', bytes)),
+  BF16: (bytes) => new Float32Array(decodeElements('bf16', bytes)),
 }
 const encoders: Readonly<Record<Float, (values: Float32Array) => ArrayBufferView>> = {
   f32: (values) => values,

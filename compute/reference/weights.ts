@@ -7,22 +7,32 @@ import type { Tensor } from '../../plans/plan.ts'
 import type { LinkedPackage, StoredTensor } from '../device.ts'
 import type { Weight } from './kernel.ts'
 
+/** Node refuses to read 2 GiB or more at once. */
+const MOST_PER_READ = 2 ** 30
+
+/** Not `Float64Array.from`, which lists its source first: V8 ends the process where such a list exceeds 2^27 elements. */
+function widen(bits: Uint16Array, toNumber: (bits: number) => number): Float64Array {
+  const values = new Float64Array(bits.length)
+  for (let i = 0; i < bits.length; i++) values[i] = toNumber(bits[i]!)
+  return values
+}
+
 /** Little-endian elements of `bytes` as numbers; scales of integers are not applied. */
 export function decodeElements(dtype: DType, bytes: Uint8Array): Float64Array {
   const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength)
   switch (dtype) {
     case 'f32':
-      return Float64Array.from(new Float32Array(buffer))
+      return new Float64Array(new Float32Array(buffer))
     case 'f16':
-      return Float64Array.from(new Uint16Array(buffer), f16ToNumber)
+      return widen(new Uint16Array(buffer), f16ToNumber)
     case 'bf16':
-      return Float64Array.from(new Uint16Array(buffer), bf16ToNumber)
+      return widen(new Uint16Array(buffer), bf16ToNumber)
     case 'i8':
-      return Float64Array.from(new Int8Array(buffer))
+      return new Float64Array(new Int8Array(buffer))
     case 'i4':
-      return Float64Array.from(unpackInt4(bytes))
+      return new Float64Array(unpackInt4(bytes))
     case 'i32':
-      return Float64Array.from(new Int32Array(buffer))
+      return new Float64Array(new Int32Array(buffer))
   }
 }
 
@@ -44,9 +54,12 @@ async function read(file: FileHandle, tensor: Tensor, { file: path, offset, byte
   if (bytes !== tensor.bytes)
     throw fail('PACKAGE_INVALID', { path, thing: `bytes of tensor ${tensor.name}`, expected: tensor.bytes, got: bytes })
   const buffer = new Uint8Array(bytes)
-  const { bytesRead } = await file.read(buffer, 0, bytes, offset)
-  if (bytesRead !== bytes)
-    throw fail('FILE_TRUNCATED', { path, thing: `tensor ${tensor.name}`, expected: bytes, got: bytesRead })
+  for (let done = 0; done < bytes; ) {
+    const { bytesRead } = await file.read(buffer, done, Math.min(bytes - done, MOST_PER_READ), offset + done)
+    if (bytesRead === 0)
+      throw fail('FILE_TRUNCATED', { path, thing: `tensor ${tensor.name}`, expected: bytes, got: done })
+    done += bytesRead
+  }
   return unpack(tensor, decodeElements(tensor.dtype, buffer))
 }
 
