@@ -176,7 +176,7 @@ export function generateAbiHeader(): string {
     enumOf('RopeStyle', 'uint32_t', ropeStyles) +
     enumOf('Router', 'uint32_t', routers) +
     enumOf('Pool', 'uint32_t', pools) +
-    `inline constexpr uint32_t kSampleFlagSample = ${sampleFlags.sample}, kSampleFlagLogits = ${sampleFlags.logits}, kSampleFlagHidden = ${sampleFlags.hidden};\n` +
+    `inline constexpr uint32_t kSampleFlagSample = ${sampleFlags.sample}, kSampleFlagLogits = ${sampleFlags.logits}, kSampleFlagHidden = ${sampleFlags.hidden}, kSampleFlagLogprobs = ${sampleFlags.logprobs};\n` +
     `inline constexpr uint32_t kTopLogprobs = ${TOP_LOGPROBS}, kQuantBlock = ${QUANT_BLOCK}, kQuantGroup = ${QUANT_GROUP}, kBranchRun = ${BRANCH_RUN}, kBlockTokens = ${BLOCK_TOKENS}, kStepVersion = ${STEP_VERSION}, kRowResultBytes = ${ROW_RESULT_BYTES};\n` +
     `inline constexpr size_t kMaxOpcodes = ${MAX_OPCODES + 1};\n\n` +
     `// The step buffer and its results (abi/step.ts).\n` +

@@ -43,8 +43,8 @@ export const stepHeader = record('StepHeader', {
   result_hidden: 'u32',
 })
 
-/** Bits of SampleParams.flags. */
-export const sampleFlags = { sample: 1, logits: 2, hidden: 4 } as const
+/** Bits of SampleParams.flags. `logprobs`: of a sampled row, since the sum over its vocabulary is not for nothing. */
+export const sampleFlags = { sample: 1, logits: 2, hidden: 4, logprobs: 8 } as const
 
 /** How one row is sampled. */
 export const sampleParams = record('SampleParams', {
@@ -70,7 +70,7 @@ export const sampleParams = record('SampleParams', {
   history_prompt: 'u32',
   bias_start: 'u32',
   bias_count: 'u32',
-  /** Alternatives wanted, at most TOP_LOGPROBS. */
+  /** Alternatives wanted, at most TOP_LOGPROBS; none without the flag `logprobs`. */
   top_logprobs: 'u32',
 })
 
@@ -88,7 +88,7 @@ export const resultHeader = record('ResultHeader', {
   microseconds: 'u32',
 })
 
-/** One sampled row; followed by TOP_LOGPROBS token ids (i32) and TOP_LOGPROBS logprobs (f32). */
+/** One sampled row; followed by TOP_LOGPROBS token ids (i32) and TOP_LOGPROBS logprobs (f32). 0 where not asked for. */
 export const rowResult = record('RowResult', { token: 'i32', logprob: 'f32' })
 export const ROW_RESULT_BYTES = rowResult.bytes + 8 * TOP_LOGPROBS
 

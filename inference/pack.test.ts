@@ -80,7 +80,7 @@ test('a ragged batch, field by field', () => {
     }),
   )
   expect(row).toEqual({
-    flags: sampleFlags.sample,
+    flags: sampleFlags.sample | sampleFlags.logprobs,
     seed_low: 3,
     seed_high: 256,
     position: 4,
@@ -99,7 +99,12 @@ test('a ragged batch, field by field', () => {
     top_logprobs: 5,
   })
   const flags = [0, 1, 2, 3].map((r) => step.sampling[r * words + sampleParams.word.flags])
-  expect(flags).toEqual([sampleFlags.sample, sampleFlags.logits, sampleFlags.logits, sampleFlags.hidden])
+  expect(flags).toEqual([
+    sampleFlags.sample | sampleFlags.logprobs,
+    sampleFlags.logits,
+    sampleFlags.logits,
+    sampleFlags.hidden,
+  ])
 })
 
 test('a later step leaves nothing of an earlier one in what is read', () => {

@@ -169,6 +169,7 @@ function packSampling(
   floats[at + param.repetition_penalty] = sampling.repetitionPenalty
   floats[at + param.presence_penalty] = sampling.presencePenalty
   floats[at + param.frequency_penalty] = sampling.frequencyPenalty
+  if (sampling.logprobs >= 0) words[at + param.flags]! |= sampleFlags.logprobs
   words[at + param.top_logprobs] = Math.max(0, sampling.logprobs)
   if (penalises(sampling)) {
     words[at + param.history_start] = slices.history

@@ -22,12 +22,12 @@ export interface BatchInput {
   readonly sequences: readonly SequenceInput[]
   readonly copies?: readonly (readonly [source: number, target: number])[]
   readonly resets?: readonly number[]
-  /** Options of row r; greedy with logits and hidden states copied out when absent. */
+  /** Options of row r; greedy with all that can be copied out when absent. */
   readonly sampling?: (row: number) => SampleInput
 }
 
 const unused: Readonly<Record<keyof typeof sampleParams.word, number>> = {
-  flags: sampleFlags.sample | sampleFlags.logits | sampleFlags.hidden,
+  flags: sampleFlags.sample | sampleFlags.logits | sampleFlags.hidden | sampleFlags.logprobs,
   seed_low: 0,
   seed_high: 0,
   position: 0,

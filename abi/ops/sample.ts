@@ -15,7 +15,7 @@ export const TOP_LOGPROBS = 20
  * counter = position, so it depends on nothing else: u = ((x0 << 21) ^ (x1 >> 11)) * 2^-53 of its first two words.
  *
  * tokens: (1) i32. logprobs: (1 + 20) f32, log-softmax of the untouched logits (NaN as -infinity) at the chosen token, then
- * at the best.
+ * at the best; 0 beyond the number asked for, and all of them for a row whose flags do not ask for logprobs.
  * top_tokens: (20) i32, best first, ties to the lower id; -1 beyond the number asked for.
  */
 export const sample = op({

@@ -94,8 +94,9 @@ export const sample: ReferenceKernel<Ops['sample']> = ({ inputs, step, outputs }
     adjust(z, o, step)
     for (const [id, value] of z.entries()) z[id] = possible(value)
     const token = o.temperature === 0 ? best(z) : draw(z, o)
-    const normalizer = logSum(logits)
     tokens[0] = token
+    if (!(o.flags & sampleFlags.logprobs)) continue
+    const normalizer = logSum(logits)
     logprobs[0] = logits[token]! - normalizer
     const wanted = Math.min(o.top_logprobs, TOP_LOGPROBS)
     for (const [i, id] of (wanted ? ranked(logits).slice(0, wanted) : []).entries()) {

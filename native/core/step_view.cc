@@ -165,7 +165,8 @@ class Checker {
     const auto slice = [](uint32_t start, uint32_t count, uint32_t end) { return uint64_t{start} + count <= end; };
     const auto within = [](float value, float low, float high) { return value >= low && value <= high; };
     const char* wrong = nullptr;
-    if (p.flags & ~(kSampleFlagSample | kSampleFlagLogits | kSampleFlagHidden)) wrong = "flags";
+    constexpr uint32_t flags = kSampleFlagSample | kSampleFlagLogits | kSampleFlagHidden | kSampleFlagLogprobs;
+    if (p.flags & ~flags) wrong = "flags";
     else if (!slice(p.history_start, p.history_count, header_.history)) wrong = "history_start, history_count";
     else if (p.history_prompt > p.history_count) wrong = "history_prompt";
     else if (!slice(p.bias_start, p.bias_count, header_.biases)) wrong = "bias_start, bias_count";

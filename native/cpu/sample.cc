@@ -181,11 +181,14 @@ struct Sampler {
   }
 
   int32_t greedy(const float* z) const {
-    const float most = largest(z, vocab);
-    for (size_t i = 0; i < vocab; ++i) {
-      if (logit_of(z[i]) == most) return int32_t(i);
+    float most = -kInfinity;
+    size_t best = 0;  // the first chunk that holds the largest
+    for (size_t i = 0; i < vocab; i += kChunk) {
+      const float found = largest(z + i, std::min(kChunk, vocab - i));
+      if (found > most) most = found, best = i;
     }
-    return 0;
+    while (best + 1 < vocab && logit_of(z[best]) != most) ++best;
+    return int32_t(best);
   }
 
   // Without filters: over all tokens, in the order of their ids.
@@ -316,6 +319,7 @@ void sample(const Context& context, const Call& call) {
       z = adjusted;
     }
     *token = sampler.choose(p, z, found, chunks);
+    if (!(p.flags & kSampleFlagLogprobs)) return;
 
     const float most = largest(raw, vocab);
     const double normalizer = double(most) + std::log(total_weight(raw, vocab, most, 1));

@@ -25,7 +25,7 @@ enum class Activation : uint32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, 
 enum class RopeStyle : uint32_t { half = 0, interleaved = 1 };
 enum class Router : uint32_t { softmax = 0, sigmoid = 1 };
 enum class Pool : uint32_t { mean = 0, first = 1, last = 2 };
-inline constexpr uint32_t kSampleFlagSample = 1, kSampleFlagLogits = 2, kSampleFlagHidden = 4;
+inline constexpr uint32_t kSampleFlagSample = 1, kSampleFlagLogits = 2, kSampleFlagHidden = 4, kSampleFlagLogprobs = 8;
 inline constexpr uint32_t kTopLogprobs = 20, kQuantBlock = 256, kQuantGroup = 32, kBranchRun = 16, kBlockTokens = 32, kStepVersion = 1, kRowResultBytes = 168;
 inline constexpr size_t kMaxOpcodes = 33;
 

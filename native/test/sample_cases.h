@@ -133,9 +133,11 @@ void run(std::vector<SampleCase> cases, size_t vocab, const F& execute) {
     const double most = ranked(c.logits[size_t(ids[0])]);
     double sum = 0;
     for (float z : c.logits) sum += std::exp(ranked(z) - most);
-    const size_t wanted = sampled ? std::min(size_t(c.params.top_logprobs), vocab) : 0;
+    const bool reported = sampled && c.params.flags & kSampleFlagLogprobs;
+    const size_t wanted = reported ? std::min(size_t(c.params.top_logprobs), vocab) : 0;
     for (size_t i = 0; i < kTopLogprobs; ++i) CHECK(best[i] == (i < wanted ? ids[i] : -1));
-    if (!sampled || !std::isfinite(most)) continue;
+    if (!reported) CHECK(logprobs.row(r)[0] == 0);
+    if (!reported || !std::isfinite(most)) continue;
     const auto logprob = [&](int32_t id) { return ranked(c.logits[size_t(id)]) - most - std::log(sum); };
     if (std::isfinite(logprob(*token))) CHECK(near(logprobs.row(r)[0], logprob(*token), 1e-5));
     for (size_t i = 0; i < wanted; ++i) {
@@ -146,7 +148,7 @@ void run(std::vector<SampleCase> cases, size_t vocab, const F& execute) {
 
 inline SampleParams defaults(uint32_t position) {
   SampleParams p{};
-  p.flags = kSampleFlagSample;
+  p.flags = kSampleFlagSample | kSampleFlagLogprobs;
   p.seed_low = 42;
   p.seed_high = 7;
   p.position = position;
@@ -169,6 +171,7 @@ void test_random(const F& execute) {
           c.logits.push_back(float(round % 2 ? double(random.below(9)) : 4 * random.normal()));
         }
         if (random.below(8) == 0) c.params.flags = kSampleFlagLogits;
+        else if (random.below(8) == 0) c.params.flags = kSampleFlagSample;
         c.params.temperature = random.below(4) ? float(0.2 + 2 * random.uniform()) : 0;
         c.params.top_k = random.below(2) ? uint32_t(1 + random.below(2 * vocab)) : 0;
         c.params.top_p = random.below(2) ? float(0.05 + 0.9 * random.uniform()) : 1;

@@ -348,12 +348,13 @@ export class Machine {
     }
     const option = (row: number) => sampleOptions(this.#step, row)
     const sampled = (row: number, count: number) => (option(row).flags & sampleFlags.sample ? count : 0)
+    const reported = (row: number, count: number) => sampled(row, option(row).flags & sampleFlags.logprobs ? count : 0)
     const asked = (row: number) => Math.min(option(row).top_logprobs, vocab)
     for (const name of Object.keys(outputs))
       if (!widths[name as OutputName]) throw new Breach('index', `no output is called ${name}`)
     copy('tokens', 'i32', widths.tokens(this.#plan), (row) => sampled(row, 1))
-    copy('logprobs', 'f32', widths.logprobs(this.#plan), (row) => sampled(row, 1 + asked(row)))
-    copy('top_tokens', 'i32', widths.top_tokens(this.#plan), (row) => sampled(row, asked(row)))
+    copy('logprobs', 'f32', widths.logprobs(this.#plan), (row) => reported(row, 1 + asked(row)))
+    copy('top_tokens', 'i32', widths.top_tokens(this.#plan), (row) => reported(row, asked(row)))
     copy('logits', 'f32', vocab, () => vocab)
     copy('hidden', 'f32', hidden, () => hidden)
     return given

@@ -108,6 +108,7 @@ function sampling(vocab: number): (row: number) => SampleInput {
     { temperature: 0.7, top_k: 3, seed_low: 5, position: 9, ...history },
     { temperature: 1, top_p: 0.9, bias: [[vocab - 1, 1]] },
     { flags: sampleFlags.logits },
+    { flags: sampleFlags.sample, top_logprobs: 3 },
   ]
   return (row) => options[row % options.length]!
 }

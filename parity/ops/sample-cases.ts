@@ -14,6 +14,7 @@ const options: readonly SampleInput[] = [
   {},
   { top_logprobs: 20 },
   { flags: sampleFlags.logits },
+  { flags: sampleFlags.sample, temperature: 1, top_logprobs: 3 },
   { temperature: 1 },
   { temperature: 0.3, seed_low: 9, seed_high: 0x80000001, position: 4_000_000_000 },
   { temperature: 1.7, top_k: 1 },

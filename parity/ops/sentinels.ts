@@ -30,7 +30,7 @@ export interface Traps {
 const noiseRow = new Uint32Array(sampleParams.bytes / 4)
 for (const [name, word] of Object.entries(sampleParams.word))
   if (sampleParams.fields[name as keyof typeof sampleParams.fields] === 'f32') noiseRow[word] = POISON
-noiseRow[sampleParams.word.flags] = sampleFlags.sample | sampleFlags.logits | sampleFlags.hidden
+noiseRow[sampleParams.word.flags] = Object.values(sampleFlags).reduce<number>((all, flag) => all | flag, 0)
 
 function noiseSampling(view: StepView, from: number): void {
   for (let at = from * noiseRow.length; at < view.sampling.length; at += noiseRow.length)
