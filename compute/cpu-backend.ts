@@ -103,11 +103,20 @@ export class NativeRunner implements Runner {
   }
 
   readState(state: number, unit: number): Uint8Array {
-    return this.model.readState(state, unit)
+    return this.typed(() => this.model.readState(state, unit))
   }
 
   writeState(state: number, unit: number, bytes: Uint8Array): void {
-    this.model.writeState(state, unit, bytes)
+    this.typed(() => this.model.writeState(state, unit, bytes))
+  }
+
+  private typed<T>(work: () => T): T {
+    try {
+      return work()
+    } catch (cause) {
+      const fault = cause as NativeFault
+      throw fault.code in errors ? errorOf(fault, this.path) : cause
+    }
   }
 
   memory(): MemoryUse {

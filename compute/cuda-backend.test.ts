@@ -2,10 +2,13 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { addon, packageRoot } from '../abi/native.ts'
+import { addon, type NativeFault, type NativeModel, packageRoot } from '../abi/native.ts'
+import { createResult, createStep } from '../abi/step.ts'
+import { DeviceError } from '../errors.ts'
 import { decoderPlan, menageriePlan } from '../plans/example.test-plan.ts'
 import { backendOf, backends } from './backends.ts'
 import { cudaTable } from './cuda.ts'
+import { CudaRunner } from './cuda-backend.ts'
 import { linkGaps } from './link.ts'
 
 const built = existsSync(join(packageRoot(), 'build/Release/libingot_cuda.so'))
@@ -37,5 +40,51 @@ describe('a machine', () => {
     expect(addon().openModel({ ...shared, plan: new Uint8Array(8), weights: [] })).toMatchObject({
       code: expect.stringMatching(built ? /PLAN_INVALID|BACKEND_UNAVAILABLE/ : /BACKEND_UNAVAILABLE/),
     })
+  })
+})
+
+describe('a fault of the device', () => {
+  const lost: NativeFault = { code: 'DEVICE_LOST', details: { device: 'a GPU', reason: 'cudaErrorIllegalAddress' } }
+
+  /** A device whose steps end as `faults` say, in turn, once the event loop has gone on. */
+  function runnerOf(faults: (NativeFault | null)[]) {
+    let disposed = 0
+    const model = {
+      step: () => new Promise<NativeFault | null>((resolve) => setTimeout(() => resolve(faults.shift()!), 2)),
+      readState: () => {
+        throw Object.assign(new Error(lost.code), lost)
+      },
+      dispose: () => void disposed++,
+    } as unknown as NativeModel
+    const pkg = { path: 'a.ingot', plan: decoderPlan('bf16'), planBytes: new Uint8Array(), tensors: new Map() }
+    const info = { backend: 'cuda', description: 'a GPU', isa: 'sm_90', threads: 1, deterministic: false }
+    const step = createStep({
+      tokens: 1,
+      rows: 1,
+      sequences: 1,
+      blocksPerSequence: 1,
+      history: 0,
+      biases: 0,
+      copies: 0,
+    })
+    const runner = new CudaRunner(model, pkg, info)
+    return { runner, run: () => runner.step(step, createResult(1, { vocab: 0, hidden: 0 }).view), gone: () => disposed }
+  }
+
+  it('rejects the step that met it, and says whether it can be tried again', async () => {
+    const failed: NativeFault = { code: 'DEVICE_FAILED', details: { where: 'layers.0.attention', reason: 'a launch' } }
+    const { runner, run, gone } = runnerOf([null, failed, null, lost, lost])
+    await run()
+    await expect(run()).rejects.toMatchObject({ ...failed, message: expect.stringContaining('retry it') })
+    await run()
+    for (let i = 0; i < 2; i++) {
+      const error = await run().catch((reason: unknown) => reason)
+      expect(error).toBeInstanceOf(DeviceError)
+      expect(error).toMatchObject({ ...lost, message: expect.stringMatching(/^a GPU takes no more work: cudaError/) })
+    }
+    expect(() => runner.readState(0, 0)).toThrow(expect.objectContaining(lost))
+    runner.dispose()
+    expect(gone()).toBe(1)
+    await expect(run()).rejects.toMatchObject({ code: 'MODEL_DISPOSED' })
   })
 })

@@ -1,6 +1,7 @@
 /** The CUDA backend: the executor of libingot_cuda.so, which the addon loads from beside itself. */
+import { dirname, join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
-import { addon, type CudaStatus } from '../abi/native.ts'
+import { addon, addonPath, type CudaStatus } from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { errorOf, NativeRunner, weightFiles } from './cpu-backend.ts'
 import { cudaTable } from './cuda.ts'
@@ -16,8 +17,10 @@ function status(): Pick<CudaStatus, 'code' | 'reason'> & Partial<CudaStatus> {
 }
 
 function infoOf(isa: string, deterministic: boolean): DeviceInfo {
-  const description = `${status().name}, ${isa}, ${deterministic ? 'deterministic' : 'outputs may depend on the batch'}`
-  return { backend: 'cuda', description, isa, threads: 1, deterministic }
+  const { name, driver = 0 } = status()
+  const description = `${name}, ${isa}, ${deterministic ? 'deterministic' : 'outputs may depend on the batch'}`
+  const supports = `CUDA ${Math.floor(driver / 1000)}.${(driver % 1000) / 10}`
+  return { backend: 'cuda', description, isa, driver: supports, threads: 1, deterministic }
 }
 
 /**
@@ -26,7 +29,7 @@ function infoOf(isa: string, deterministic: boolean): DeviceInfo {
  */
 const POLLED_MS = 8
 
-class CudaRunner extends NativeRunner {
+export class CudaRunner extends NativeRunner {
   /** Milliseconds that the last step took. */
   private last = 0
 
@@ -55,6 +58,8 @@ async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner>
 
 export const cudaBackend: Backend = {
   name: 'cuda',
+  table: cudaTable,
+  kernelFiles: () => [addonPath(), join(dirname(addonPath()), 'libingot_cuda.so')],
   unavailable() {
     const { code, reason } = status()
     return code === 'available' ? undefined : { code, reason }

@@ -16,7 +16,11 @@ async function digestOf(backend: Backend): Promise<string> {
   const hash = createHash('sha256').update(`${backend.name}\0${JSON.stringify(backend.table ?? {})}\0`)
   for (const file of [...files].sort()) {
     const content = createHash('sha256')
-    for await (const chunk of createReadStream(file)) content.update(chunk as Buffer)
+    try {
+      for await (const chunk of createReadStream(file)) content.update(chunk as Buffer)
+    } catch (cause) {
+      throw fail('FILE_UNREADABLE', { path: file, reason: (cause as Error).message }, cause)
+    }
     hash.update(`${basename(file)}\0`).update(content.digest())
   }
   return hash.digest('hex')
@@ -24,7 +28,7 @@ async function digestOf(backend: Backend): Promise<string> {
 
 /**
  * SHA-256 of a backend's name, table and files, lower-case hexadecimal. Files are read once a process: the code that runs
- * is the one that was loaded. Throws KERNELS_UNKNOWN.
+ * is the one that was loaded. Throws KERNELS_UNKNOWN and FILE_UNREADABLE.
  */
 export function kernelDigest(backend: Backend): Promise<string> {
   const known = digests.get(backend)

@@ -312,6 +312,51 @@ describe('a failed step', () => {
   })
 })
 
+describe('a lost device', () => {
+  const lost = { code: 'DEVICE_LOST', details: { device: 'a GPU', reason: 'cudaErrorIllegalAddress in layers.3' } }
+
+  test('fails all that runs or waits, refuses what comes later at once, and is nobody else’s matter', async () => {
+    const { model, runner } = openFake({ maxSlots: 2 })
+    const { model: other } = openFake({ maxSlots: 2 })
+    const story = () => other.generate([1, 2], { maxTokens: 40, seed: 1 }).result()
+    const [expected, meanwhile] = [await story(), story()]
+    runner.before = (index) => {
+      if (index === 5) throw fail('DEVICE_LOST', lost.details)
+    }
+    const asked = Array.from({ length: 6 }, (_, i) => model.generate([i, 7], { maxTokens: 30 }).result())
+    for (const outcome of await Promise.allSettled(asked)) {
+      expect(outcome).toMatchObject({ status: 'rejected', reason: lost })
+      expect((outcome as PromiseRejectedResult).reason).toBeInstanceOf(DeviceError)
+    }
+    expect(leftovers(model)).toEqual(nothing)
+    expect(model.stats().failedSteps).toBe(1)
+
+    const steps = runner.seen.length
+    await expect(model.generate([1]).result()).rejects.toMatchObject(lost)
+    await expect(model.logits([1, 2])).rejects.toMatchObject(lost)
+    await expect(model.embed([[1, 2]])).rejects.toMatchObject(lost)
+    expect(runner.seen.length).toBe(steps)
+
+    expect(answer(await meanwhile)).toEqual(answer(expected))
+    expect(answer(await story())).toEqual(answer(expected))
+    await model.dispose()
+    expect(runner.disposed).toBe(true)
+    await expect(model.generate([1]).result()).rejects.toMatchObject({ code: 'MODEL_DISPOSED' })
+    await other.dispose()
+  })
+
+  test('is told from a step that failed: then the engine goes on', async () => {
+    const { model, runner } = openFake({ maxSlots: 1 })
+    runner.before = (index) => {
+      if (index === 1) throw fail('DEVICE_FAILED', { where: 'layers.0', reason: 'cudaErrorInvalidValue' })
+    }
+    const [first, second] = [model.generate([1], { maxTokens: 3 }), model.generate([2], { maxTokens: 3 })]
+    await expect(first.result()).rejects.toMatchObject({ code: 'DEVICE_FAILED' })
+    expect((await second.result()).tokens).toHaveLength(3)
+    await model.dispose()
+  })
+})
+
 describe('limits', () => {
   test('the queue refuses what is beyond slots and queueLimit', async () => {
     const { model } = openFake({ maxSlots: 2, queueLimit: 3 })

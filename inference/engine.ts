@@ -51,6 +51,8 @@ export class Engine {
   #arrivals = 0
   #loop: Promise<void> | undefined
   #disposed = false
+  /** DEVICE_LOST, once a step found that the device takes no more work. */
+  #lost: IngotError | undefined
   #settledAt = 0
   #turnAt = 0
   readonly #count = new Counters()
@@ -88,10 +90,11 @@ export class Engine {
     this.#offsets = offsets
   }
 
-  /** Queues `work`. Throws QUEUE_FULL; every later failure goes to the sink. */
+  /** Queues `work`. Throws QUEUE_FULL; every other failure goes to the sink. */
   submit(work: Work): Request {
     const request = new Request(this.#arrivals++, work)
     if (this.#disposed) return this.#refuse(request, fail('DISPOSED', {}))
+    if (this.#lost) return this.#refuse(request, this.#lost)
     if (work.signal?.aborted) return this.#refuse(request, aborted(work.signal))
     const { queueLimit } = this.capacity
     if (this.#waiting.length >= queueLimit + this.#slots.free) throw fail('QUEUE_FULL', { limit: queueLimit })
@@ -172,6 +175,7 @@ export class Engine {
       this.#count.failedSteps++
       const error = cause instanceof IngotError ? cause : stepFailed(cause)
       for (const request of requests) this.cancel(request, error)
+      this.#loseAfter(error)
     }
     this.#settledAt += performance.now() - started
   }
@@ -288,6 +292,14 @@ export class Engine {
     this.#count.failedSteps++
     for (const { sequence } of batch) this.#settle(sequence)
     for (const { sequence } of batch) this.cancel(sequence, error)
+    this.#loseAfter(error)
+  }
+
+  /** Whoever waits for a device that is lost would wait for nothing. */
+  #loseAfter(error: unknown): void {
+    if (!(error instanceof IngotError && error.code === 'DEVICE_LOST')) return
+    this.#lost = error
+    for (const request of [...this.#running, ...this.#waiting]) this.cancel(request, error)
   }
 
   /** The step that `request` took part in is over. */

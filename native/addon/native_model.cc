@@ -124,11 +124,12 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
 
 namespace {
 
-// A fault outside a step, as an exception with its code.
+// A fault outside a step, as an exception with its code and details.
 void throw_fault(Napi::Env env, const Fault& fault) {
   if (!fault) return;
   Napi::Error error = Napi::Error::New(env, fault.code);
-  error.Set("code", fault.code);
+  const Napi::Object object = to_object(env, fault);
+  for (const char* name : {"code", "details"}) error.Set(name, object.Get(name));
   error.ThrowAsJavaScriptException();
 }
 
