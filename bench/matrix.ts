@@ -7,8 +7,8 @@ import { fail } from '../errors.ts'
 import { wrongField } from '../models/config.ts'
 import { parseJson, readBytes } from '../models/files.ts'
 import type { Package } from '../models/package.ts'
+import { codeDigest } from '../parity/code.ts'
 import {
-  currentCode,
   EVIDENCE_VERSION,
   PERFORMANCE_FORMAT,
   type PerformanceMatrix,
@@ -28,7 +28,7 @@ export async function performanceMatrix(
   { peers, onProgress }: { readonly peers?: string } & Pick<BenchOptions, 'onProgress'>,
 ): Promise<PerformanceMatrix> {
   const { prompt, generate, sequences: batches, repeats } = performance
-  const code = await currentCode()
+  const code = await codeDigest()
   const cells: PerformanceMatrixCell[] = []
   for (const [name, pkg] of packages)
     for (const row of parity.rows) {

@@ -319,6 +319,7 @@ export async function parityMatrix(
   const rows = given.toSorted((a, b) => Number(isOracle(b)) - Number(isOracle(a)))
   const { seed = SEED, onProgress } = options
   const started = performance.now()
+  const code = await codeDigest()
   const matrices: ModelMatrix[] = []
   const works: Work[][] = []
   for (const model of models) works.push(await workOf(model, options))
@@ -340,7 +341,7 @@ export async function parityMatrix(
     pass: passes(cells),
     created: new Date().toISOString(),
     seconds: (performance.now() - started) / 1000,
-    code: await codeDigest(),
+    code,
     corpus: corpusDigest(works.flat().flatMap(({ prompts }) => prompts)),
     seed,
     machine: await machine(),

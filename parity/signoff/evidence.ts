@@ -119,16 +119,6 @@ export async function readEvidence(phase: Phase): Promise<Evidence> {
   }
 }
 
-/** Digest of the code that is here. Throws FILE_MISSING where there are no sources to judge. */
-export async function currentCode(): Promise<string> {
-  try {
-    return await codeDigest()
-  } catch (cause) {
-    const path = (cause as NodeJS.ErrnoException).path ?? 'the sources'
-    throw fail('FILE_MISSING', { path, expected: 'the sources of Ingot, which a sign-off judges' }, cause)
-  }
-}
-
 /** The packages of a phase, every byte hashed. */
 export async function readPackages(phase: Phase): Promise<ReadonlyMap<string, Package>> {
   const packages = new Map<string, Package>()
@@ -162,7 +152,7 @@ async function staleness(
   const compare = (path: string, thing: string, expected: string, got: string) => {
     if (expected !== got) found.push(fail('SIGNOFF_STALE', { path, thing, expected, got }))
   }
-  const code = await currentCode()
+  const code = await codeDigest()
   compare(files.parity, 'code', parity.code, code)
   compare(files.conformance, 'code', conformance.code, code)
   compare(files.performance, 'code', performance.code, code)

@@ -6,12 +6,13 @@ import { kernelDigest } from '../../compute/kernels.ts'
 import { fail } from '../../errors.ts'
 import type { Package } from '../../models/package.ts'
 import type { ExecutionPlan } from '../../plans/plan.ts'
+import { codeDigest } from '../code.ts'
 import { type ConformanceOptions, type ConformanceReport, conformance } from '../conformance.ts'
 import { parityMatrix } from '../matrix.ts'
 import type { MatrixReport } from '../matrix-report.ts'
 import type { BackendRow } from '../steps.ts'
 import { weightsClass } from '../tolerances.ts'
-import { CONFORMANCE_FORMAT, currentCode, EVIDENCE_VERSION, rowOf } from './evidence.ts'
+import { CONFORMANCE_FORMAT, EVIDENCE_VERSION, rowOf } from './evidence.ts'
 import type { Phase } from './phase.ts'
 
 type Progress = NonNullable<ConformanceOptions['onProgress']>
@@ -46,7 +47,7 @@ export async function measureConformance({ record }: Phase, onProgress: Progress
     const kernels = await kernelDigest(row.backend)
     reports.push({ row: name, kernels, ...(await conformance(row, { slice: record.conformance, onProgress })) })
   }
-  return { format: CONFORMANCE_FORMAT, version: EVIDENCE_VERSION, code: await currentCode(), reports } as const
+  return { format: CONFORMANCE_FORMAT, version: EVIDENCE_VERSION, code: await codeDigest(), reports } as const
 }
 
 /** Writes a file of evidence: all of it or nothing. Throws OUTPUT_UNWRITABLE. */
