@@ -131,6 +131,7 @@ export const errors = {
   MUTANT_BUILD: device('the mutated kernels do not build: {reason}'),
   DEVICE_FAILED: device('the device failed in {where}: {reason}; the step took no effect, retry it'),
   DEVICE_LOST: device('{device} takes no more work: {reason}; start a new process, and run "ingot doctor" there'),
+  INTERNAL: device('an error that ingot does not know: {reason}; if the machine is sound, report it with what follows'),
   WORKER_FAILED: device('a worker thread failed: {reason}'),
   // cancellation
   ABORTED: cancelled('the request was aborted by its signal'),

@@ -50,6 +50,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(exits.done)
   process.exit(refuse(fail('OUTPUT_UNWRITABLE', { path: 'the standard output', reason: error.message }, error)))
 })
+process.on('uncaughtException', (error) => process.exit(refuse(error)))
 // Progress that nobody can read does not stop the work.
 process.stderr.on('error', () => {})
 

@@ -1,5 +1,5 @@
 /** What every subcommand shares: stdout is data, stderr is progress and logs, and the exit code says how it ended. */
-import { IngotError } from '../errors.ts'
+import { fail, IngotError } from '../errors.ts'
 
 export interface Shared {
   readonly json?: boolean
@@ -46,8 +46,14 @@ export function progress(shared: Shared, title: string): (done: number, total: n
   }
 }
 
-/** Says on one line of stderr why the work ended; returns the exit code. */
-export function refuse(error: IngotError): number {
+/** Says on one line of stderr why the work ended, and where, for an error that is not Ingot's; returns the exit code. */
+export function refuse(error: unknown): number {
+  if (!(error instanceof IngotError)) {
+    const { message = String(error), stack = '' } = error instanceof Error ? error : {}
+    const code = refuse(fail('INTERNAL', { reason: message }, error))
+    if (stack) process.stderr.write(`${stack}\n`)
+    return code
+  }
   process.stderr.write(`${error.name} ${error.code}: ${error.message}\n`)
   const usage = ['USAGE', 'OPTION_UNKNOWN', 'OPTION_INVALID', 'BACKEND_UNKNOWN', 'ISA_UNAVAILABLE']
   return usage.includes(error.code) ? exits.usage : exits.failed
@@ -65,7 +71,6 @@ export async function finish(work: () => Promise<boolean | undefined>): Promise<
   try {
     process.exitCode = (await work()) === false ? exits.failed : exits.done
   } catch (error) {
-    if (!(error instanceof IngotError)) throw error
     process.exitCode = refuse(error)
   }
 }
