@@ -14,6 +14,7 @@ import { compile, open } from '../index.ts'
 import { type GoldenCase, runGolden } from '../parity/golden.ts'
 import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
 import { runTasks } from '../parity/tasks.ts'
+import { kindOf } from './device-work.ts'
 import { quantile, randomPrompts } from './measure.ts'
 import { writeCheckpoint } from './peers/checkpoint.ts'
 import { type ShapeName, shape, shapeNames } from './peers/shapes.ts'
@@ -151,10 +152,9 @@ async function breakdown(path: string, { backend, prompt, generate }: Options, d
   await timeDecode(model, prompts, generate)
   const tally = (await model.tally())!.decode
   const sums: Record<string, number> = {}
-  for (const [i, { op, weights, outputs }] of model.plan.instructions.entries()) {
-    const width = model.plan.registers[outputs[0]!]?.width
-    const name = weights[0] === undefined ? op : `${op} ${model.plan.tensors[weights[0]]!.cols}->${width}`
-    sums[name] = (sums[name] ?? 0) + tally.instructionNanoseconds[i]! / tally.steps / 1000
+  for (const [i, nanoseconds] of tally.instructionNanoseconds.entries()) {
+    const name = kindOf(model.plan, i)
+    sums[name] = (sums[name] ?? 0) + nanoseconds / tally.steps / 1000
   }
   const wall = 1000 * quantile(times, 0.5)
   const [device, host] = [spent('deviceMicrosecondsPerStep'), spent('hostMicrosecondsPerStep')]

@@ -11,7 +11,7 @@ export const milliseconds = (ms: number) => `${ms.toFixed(ms < 1 ? 3 : ms < 100 
 
 /** Layout in SVG units; text is sized for a width of about 900 pixels. */
 const [width, left, right] = [960, 52, 20]
-const [panel, top, plot] = [304, 70, 172]
+const [panelHeight, top, plot] = [304, 70, 172]
 const header = 84
 const inner = width - left - right
 /** Columns narrower than this share are drawn as one. */
@@ -36,8 +36,25 @@ const opcodeColumn = (row: ProfileRow): Column => ({
   note: `${row.calls.toFixed(0)} calls; ${row.gigabytesPerSecond.toFixed(1)} GB/s, ${percent(row.readShare)} of read; ${row.gigaoperationsPerSecond.toFixed(0)} GOP/s, ${percent(row.peakShare)} of peak`,
 })
 
+/** A row of columns with its headline. */
+export interface Panel {
+  readonly name: string
+  readonly rate: string
+  /** Share of the time in which the machine worked at its limit. */
+  readonly limitShare: number
+  readonly opcodes: readonly ProfileRow[]
+  readonly outside: readonly OutsideRow[]
+}
+
+export interface Chart {
+  readonly title: string
+  /** The line below it. */
+  readonly about: string
+  readonly panels: readonly Panel[]
+}
+
 /** Opcodes by time, the small ones as one, and then what is outside. */
-function columns({ opcodes, outside }: Scenario): Column[] {
+function columns({ opcodes, outside }: Panel): Column[] {
   const all = opcodes.filter(({ ms }) => ms > 0).map(opcodeColumn)
   const small = all.filter(({ share }) => share < narrow)
   const wide = all.filter(({ share }) => share >= narrow)
@@ -51,7 +68,7 @@ function columns({ opcodes, outside }: Scenario): Column[] {
   return [
     ...wide,
     ...(small.length > 1 ? [merge('small opcodes', small, small[0]!.kind, used / time)] : small),
-    merge('outside', outside, 'outside', 0),
+    ...(outside.length > 0 ? [merge('outside', outside, 'outside', 0)] : []),
   ]
 }
 
@@ -65,7 +82,7 @@ function columnOf(column: Column, from: number, base: number): string {
   const filled = Math.min(1, reached) * plot
   const middle = (from + wide / 2).toFixed(1)
   const label = (y: number, text: string, style = '') => {
-    const shown = fit(text, wide - 4, style ? 7 : 6.2)
+    const shown = fit(text, wide - 4, style ? 7.5 : 6.2)
     return (
       shown && `<text class="${style}" x="${middle}" y="${y.toFixed(1)}" text-anchor="middle">${escaped(shown)}</text>`
     )
@@ -91,9 +108,8 @@ function columnOf(column: Column, from: number, base: number): string {
 ${label(base + 17, name, 'name')}${label(base + 32, brief)}${reachedLabel}</g>`
 }
 
-function panelOf(scenario: Scenario, y: number): string {
+function panelOf(panel: Panel, y: number): string {
   const base = y + top + plot
-  const rate = `${milliseconds(scenario.ms)} a ${scenario.run}, ${scenario.tokensPerSecond.toFixed(scenario.tokensPerSecond < 100 ? 1 : 0)} tokens/s`
   const grid = [0, 0.5, 1]
     .map((share) => {
       const at = base - share * plot
@@ -101,14 +117,14 @@ function panelOf(scenario: Scenario, y: number): string {
     })
     .join('')
   let from = left
-  const drawn = columns(scenario).map((column) => {
+  const drawn = columns(panel).map((column) => {
     const svg = columnOf(column, from, base)
     from += column.share * inner
     return svg
   })
-  return `<g><text class="title" x="${left}" y="${y + 30}">${escaped(scenario.name)}</text>
-<text class="rate" x="${left}" y="${y + 52}">${escaped(rate)}</text>
-<text class="big" x="${width - right}" y="${y + 36}" text-anchor="end">${percent(scenario.limitShare)}</text>
+  return `<g><text class="title" x="${left}" y="${y + 30}">${escaped(panel.name)}</text>
+<text class="rate" x="${left}" y="${y + 52}">${escaped(panel.rate)}</text>
+<text class="big" x="${width - right}" y="${y + 36}" text-anchor="end">${percent(panel.limitShare)}</text>
 <text x="${width - right}" y="${y + 54}" text-anchor="end">of the limit</text>
 ${grid}${drawn.join('\n')}</g>`
 }
@@ -125,21 +141,31 @@ const colours = `
 `
 
 /** A self-contained image; its colours follow the reader's light or dark scheme. */
-export function profileSvg(profile: Profile): string {
-  const { read, peak } = profile.ceilings
-  const height = header + profile.scenarios.length * panel + 8
-  const tera = (value: number) => (value / 1000).toFixed(2)
-  const about = `${profile.device}; measured limits: read ${read.median.toFixed(1)} GB/s, peak ${tera(peak.f32.median)} (f32), ${tera(peak.bf16.median)} (bf16), ${tera(peak.i8.median)} (int8) TOP/s`
+export function chartSvg({ title, about, panels }: Chart): string {
+  const height = header + panels.length * panelHeight + 8
   const key = (x: number, style: string, text: string) =>
     `<rect class="${style}" x="${x}" y="64" width="11" height="11" rx="2"/><text x="${x + 17}" y="74">${text}</text>`
-  return `<svg xmlns="http://www.w3.org/2000/svg" class="c" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img" aria-label="${escaped(`time of ${profile.package} by opcode`)}">
+  const outside = panels.some((panel) => panel.outside.length > 0)
+  return `<svg xmlns="http://www.w3.org/2000/svg" class="c" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img" aria-label="${escaped(title)}">
 <style>${colours}</style><rect class="ground" width="${width}" height="${height}"/>
-<text class="head" x="${left}" y="34">${escaped(profile.package)}: where the time goes</text><text x="${left}" y="53">${escaped(about)}</text>
-${key(left, 'memory', 'bound by memory')}${key(left + 142, 'compute', 'bound by arithmetic')}${key(left + 302, 'room', 'below the limit: could be saved')}${key(left + 514, 'outside', 'outside opcodes')}
+<text class="head" x="${left}" y="34">${escaped(title)}</text><text x="${left}" y="53">${escaped(about)}</text>
+${key(left, 'memory', 'bound by memory')}${key(left + 142, 'compute', 'bound by arithmetic')}${key(left + 302, 'room', 'below the limit: could be saved')}${outside ? key(left + 514, 'outside', 'outside opcodes') : ''}
 <text x="${width - right}" y="74" text-anchor="end">width: share of time; height: % of the limit</text>
-${profile.scenarios.map((scenario, i) => panelOf(scenario, header + i * panel)).join('\n')}
+${panels.map((panel, i) => panelOf(panel, header + i * panelHeight)).join('\n')}
 </svg>
 `
+}
+
+const tera = (value: number) => (value / 1000).toFixed(2)
+
+export function profileSvg({ package: name, device, ceilings: { read, peak }, scenarios }: Profile): string {
+  const about = `${device}; measured limits: read ${read.median.toFixed(1)} GB/s, peak ${tera(peak.f32.median)} (f32), ${tera(peak.bf16.median)} (bf16), ${tera(peak.i8.median)} (int8) TOP/s`
+  const panels = scenarios.map((scenario) => {
+    const { ms, run, tokensPerSecond } = scenario
+    const rate = `${milliseconds(ms)} a ${run}, ${tokensPerSecond.toFixed(tokensPerSecond < 100 ? 1 : 0)} tokens/s`
+    return { ...scenario, rate }
+  })
+  return chartSvg({ title: `${name}: where the time goes`, about, panels })
 }
 
 const page = `

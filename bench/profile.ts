@@ -68,7 +68,7 @@ export interface Profile {
 }
 
 /** What an instruction took and had to do, in one run. */
-interface Cost {
+export interface Cost {
   readonly op: string
   readonly label: string
   readonly calls: number
@@ -105,7 +105,8 @@ function costs({ plan }: Model, tally: StepTally, runs: number, { read, peak }: 
   })
 }
 
-function rowOf(name: string, parts: readonly Cost[], runMs: number): ProfileRow {
+/** Of instructions together, in a run of `runMs`. */
+export function rowOf(name: string, parts: readonly Cost[], runMs: number): ProfileRow {
   const sum = (of: (cost: Cost) => number) => parts.reduce((total, cost) => total + of(cost), 0)
   const [ms, bytes, operations] = [sum((c) => c.ms), sum((c) => c.bytes), sum((c) => c.operations)]
   const [memoryMs, computeMs] = [sum((c) => c.memoryMs), sum((c) => c.computeMs)]

@@ -163,12 +163,12 @@ export function rowsOf(subject: Subject, measurements: readonly Measurement[], p
 export const number = (value: number) =>
   value >= 100 ? Math.round(value).toLocaleString('en') : value.toFixed(value >= 10 ? 1 : 2)
 export const unitOf = (scenario: ScenarioName) => (scenarios[scenario].kind === 'start' ? 'ms' : 'tok/s')
-const percent = (share: number | undefined) =>
+export const percent = (share: number | undefined) =>
   share === undefined ? '' : `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`
 const megabytes = (bytes: number) => (bytes / 1e6).toFixed(0)
 const spreadText = ({ median: middle, least, most }: Range) => `${number(middle)} (${number(least)} to ${number(most)})`
 
-const markdownTable = (head: readonly string[], rows: readonly (readonly string[])[]) =>
+export const markdownTable = (head: readonly string[], rows: readonly (readonly string[])[]) =>
   [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
 
 /** Every row: speeds, ratio, shares of the ceiling, resident memory over weights and state, first token, verdict. */
