@@ -60,6 +60,9 @@ export const errors = {
   BACKEND_UNKNOWN: config('unknown backend "{backend}"; expected one of {known}'),
   BACKEND_UNAVAILABLE: device('backend "{backend}" is not available here: {reason}; run "ingot doctor"'),
   TALLY_MISSING: config('backend "{backend}" does not count where its steps spend their time; use the cpu backend'),
+  LIMITS_MISSING: config(
+    'the limits of backend "{backend}" are not measured here, so that no profile can be compared with them; use the cpu backend',
+  ),
   TRACE_MISSING: config('backend "{backend}" cannot show what its instructions write; use cpu or reference'),
   OUTPUT_EXISTS: config('{path} exists and is not an Ingot package; choose another output'),
   OUTPUT_UNWRITABLE: config('cannot write {path}: {reason}'),

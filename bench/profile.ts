@@ -5,6 +5,7 @@
 import { basename } from 'node:path'
 import type { StepTally } from '../abi/native.ts'
 import { work } from '../compute/work.ts'
+import { fail } from '../errors.ts'
 import type { Model } from '../index.ts'
 import type { Ceilings } from './ceilings.ts'
 import { randomPrompts } from './measure.ts'
@@ -200,13 +201,14 @@ async function profileDecode(model: Model, sequences: number, context: number, s
 
 /**
  * Profiles one prompt's prefill and decoding at every number of sequences. Throws TALLY_MISSING for a backend that does
- * not count, and as open() does.
+ * not count, LIMITS_MISSING for one that runs on no CPU, and as open() does.
  */
 export async function profile(path: string, options: BenchOptions): Promise<Profile> {
   const { prompt, context = prompt, generate, batches, repeats } = options
   await using model = await openForBench(path, options)
   await model.setTally(false)
-  const limits = (await ceilingsFor(options))!
+  const limits = await ceilingsFor(options)
+  if (!limits) throw fail('LIMITS_MISSING', { backend: options.backend })
   const total = batches.length + 1
   const progress = (done: number, what: string) => options.onProgress?.(done, total, what)
   progress(0, 'prefill')

@@ -75,7 +75,7 @@ function traceBuffer(bytes: number): ArrayBuffer {
 /** A model in native code, on whatever device. */
 export class NativeRunner implements Runner {
   readonly info: DeviceInfo
-  private readonly model: NativeModel
+  protected readonly model: NativeModel
   private readonly path: string
   private readonly plan: ExecutionPlan
   private disposed = false
@@ -131,10 +131,6 @@ export class NativeRunner implements Runner {
     return this.model.tally() ?? undefined
   }
 
-  sentinels(): readonly string[] {
-    return this.model.sentinels() ?? []
-  }
-
   failAfter(instructions: number): void {
     this.model.failAfter(instructions)
   }
@@ -142,6 +138,13 @@ export class NativeRunner implements Runner {
   dispose(): void {
     this.disposed = true
     this.model.dispose()
+  }
+}
+
+/** Of executors on the CPU alone (native/core/guard.cc). */
+class CpuRunner extends NativeRunner {
+  sentinels(): readonly string[] {
+    return this.model.sentinels() ?? []
   }
 }
 
@@ -159,7 +162,7 @@ async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): 
   const weights = await weightFiles(pkg)
   const opened = native.openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
   if ('code' in opened) throw errorOf(opened, pkg.path)
-  return new NativeRunner(opened, pkg, infoOf(opened))
+  return new CpuRunner(opened, pkg, infoOf(opened))
 }
 
 /** The CPU backend of the addon that `load` answers. */

@@ -82,6 +82,7 @@ describe('a fault of the device', () => {
       expect(error).toBeInstanceOf(DeviceError)
       expect(error).toMatchObject({ ...lost, message: expect.stringMatching(/^a GPU takes no more work: cudaError/) })
     }
+    expect('sentinels' in runner).toBe(false) // no executor of a device lays any
     expect(() => runner.readState(0, 0)).toThrow(expect.objectContaining(lost))
     runner.dispose()
     expect(gone()).toBe(1)

@@ -3,6 +3,7 @@ import { dirname, join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { addon, addonPath, type CudaStatus } from '../abi/native.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
+import { fail } from '../errors.ts'
 import { errorOf, NativeRunner, weightFiles } from './cpu-backend.ts'
 import { cudaTable } from './cuda.ts'
 import type { Backend, DeviceInfo, LinkedPackage, Runner, RunnerOptions } from './device.ts'
@@ -46,9 +47,17 @@ export class CudaRunner extends NativeRunner {
   }
 }
 
+/** Kernels are those of the device: there is nothing to choose. */
+function assertDevice(isa: string): void {
+  const { code, capability = '' } = status()
+  const own = `sm_${capability.replace('.', '')}`
+  if (code === 'available' && isa !== '' && isa !== own) throw fail('ISA_UNAVAILABLE', { isa, available: own })
+}
+
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cuda', cudaTable, pkg, options)
-  const { limits, blocks, slots, deterministic = false } = options
+  const { limits, blocks, slots, deterministic = false, isa } = options
+  assertDevice(isa)
   const weights = await weightFiles(pkg)
   const shared = { isa: '', threads: 1, pin: 'never', limits, blocks, slots }
   const opened = addon().openModel({ ...shared, backend: 'cuda', plan: pkg.planBytes, weights, deterministic })
