@@ -121,7 +121,7 @@ export interface NativeModel {
    * order; exactly as large as those, or empty.
    */
   step(step: ArrayBuffer, result: ArrayBuffer, trace: ArrayBuffer): Promise<NativeFault | null>
-  /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. Throws an error that is a NativeFault, too. */
+  /** Copies the bytes of one unit (block or slot) of a state out of, or into, the device. Throw an Error with a fault's fields. */
   readState(state: number, unit: number): Uint8Array
   writeState(state: number, unit: number, bytes: Uint8Array): void
   /** For tests: the next step fails once that many instructions of the plan have run. */

@@ -13,11 +13,11 @@ const rate = { tokensPerSecond: z.number(), batch: z.number(), spread }
 const report = z.object({
   launchesPerStep: z.number(),
   loadMs: z.number(),
-  /** `operations`: of a prompt; a multiply-add is two. Kept with results, so that they can be drawn when plans have changed. */
+  /** `operations`: of a prompt. Kept with results, so that they can be drawn when plans have changed. */
   prefill: z.array(z.object({ ...rate, tokens: z.number(), operations: z.number().optional() })),
   decode: z.array(z.object({ ...rate, context: z.number(), msPerStep: z.number(), bytesPerStep: z.number() })),
 })
-/** A decode step: microseconds as it runs, on the host between steps, and by opcode with the kernels one after the other. */
+/** A decode step: microseconds as it runs, on the host between steps, and by opcode, one kernel after the other. */
 const step = z.object({
   batch: z.number(),
   wall: z.number(),
