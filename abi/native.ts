@@ -114,7 +114,10 @@ export interface Tally {
 }
 
 export interface NativeModel {
-  /** Runs one step on the model's own thread. The buffers must not change until it settles; null is success. */
+  /**
+   * Runs one step on the model's own thread, after those that were asked for before; two may be on their way. The buffers
+   * must not change until it settles; null is success.
+   */
   step(step: ArrayBuffer, result: ArrayBuffer): Promise<NativeFault | null>
   /**
    * As step(step, result), with a third buffer that receives the rows of every instruction's outputs, packed in the plan's
@@ -141,7 +144,7 @@ export interface NativeModel {
   readonly isa: string
   readonly threads: number
   readonly pinning: { readonly pinned: boolean; readonly reason: string }
-  /** Waits for the running step, then frees everything at once. Idempotent. */
+  /** Waits for the steps on their way, then frees everything at once. Idempotent. */
   dispose(): void
 }
 

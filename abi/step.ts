@@ -9,7 +9,7 @@ import { fail } from '../errors.ts'
 import { TOP_LOGPROBS } from './ops/sample.ts'
 import { record } from './record.ts'
 
-export const STEP_VERSION = 1
+export const STEP_VERSION = 2
 
 /** Counts first, then byte offsets into the step buffer, then byte offsets into the result buffer. */
 export const stepHeader = record('StepHeader', {
@@ -24,6 +24,9 @@ export const stepHeader = record('StepHeader', {
   blocks_per_sequence: 'u32',
   history: 'u32',
   biases: 'u32',
+  /** 1: submitted before the step before it had settled. It fails where that failed, and may name what that sampled. */
+  follows: 'u32',
+  /** Below 0 in a step that follows: what a row of the step before sampled, see rowReference(). */
   token_ids: 'u32',
   positions: 'u32',
   token_sequence: 'u32',
@@ -42,6 +45,9 @@ export const stepHeader = record('StepHeader', {
   /** f32 (rows, hidden) in the result buffer; 0: not copied out. */
   result_hidden: 'u32',
 })
+
+/** The token id that stands for what row `row` of the step before samples, while nobody has read it. */
+export const rowReference = (row: number): number => -1 - row
 
 /** Bits of SampleParams.flags. `logprobs`: of a sampled row, since the sum over its vocabulary is not for nothing. */
 export const sampleFlags = { sample: 1, logits: 2, hidden: 4, logprobs: 8 } as const
@@ -86,6 +92,8 @@ export const resultHeader = record('ResultHeader', {
   slot_launches: 'u32',
   /** Time inside the step. */
   microseconds: 'u32',
+  /** From the end of the step before to the start of this one; 0 for the first. */
+  idle_microseconds: 'u32',
 })
 
 /** One sampled row; followed by TOP_LOGPROBS token ids (i32) and TOP_LOGPROBS logprobs (f32). 0 where not asked for. */

@@ -5,7 +5,7 @@ import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 import { describe, expect, test } from 'vitest'
 import { addon, type NativeModel, type NativeModelOptions, packageRoot } from '../abi/native.ts'
-import { createResult, ROW_RESULT_BYTES, resultHeader, type StepView, stepHeader } from '../abi/step.ts'
+import { createResult, ROW_RESULT_BYTES, resultHeader, rowReference, type StepView, stepHeader } from '../abi/step.ts'
 import { decoderPlan } from '../plans/example.test-plan.ts'
 import { backends } from './backends.ts'
 import type { Runner, RunnerOptions } from './device.ts'
@@ -100,12 +100,48 @@ describe('a step', () => {
     runner.dispose()
   })
 
-  test('is refused while another runs', async () => {
+  test('runs after the one before it, and is refused behind two', async () => {
     using pkg = examplePackage()
     const runner = await backends.cpu.open(pkg, options)
-    const [first, second] = await Promise.allSettled([run(runner), run(runner)])
-    expect(first.status).toBe('fulfilled')
-    expect(second).toMatchObject({ reason: { code: 'STEP_FAILED' } })
+    const alone = await run(runner)
+    const [first, second, third] = await Promise.allSettled([run(runner), run(runner), run(runner)])
+    expect(first).toEqual({ status: 'fulfilled', value: alone })
+    expect(second).toEqual({ status: 'fulfilled', value: alone })
+    expect(third).toMatchObject({ reason: { code: 'STEP_FAILED' } })
+    runner.dispose()
+  })
+
+  test('on its way is waited for by dispose, and so is the one behind it', async () => {
+    using pkg = examplePackage()
+    const model = openNative(pkg)
+    const step = promptStep(prompts).buffer
+    const results = [new ArrayBuffer(8192), new ArrayBuffer(8192)] as const
+    const both = results.map((result) => model.step(step, result))
+    model.dispose()
+    expect(results.map((result) => new Uint32Array(result)[resultHeader.word.rows])).toEqual([3, 3])
+    expect(await Promise.all(both)).toEqual([null, null])
+  })
+
+  test('that follows another may name its tokens, as long as it succeeds', async () => {
+    using pkg = examplePackage()
+    const runner = await backends.cpu.open(pkg, { ...options, pipelined: true })
+    expect(runner.depth).toBe(2)
+    const { tokens } = await run(runner)
+    const plain = promptStep([[1, 2, tokens[2]!], [tokens[0]!]])
+    const expected = await run(runner, plain)
+    const behind = (...rows: number[]) => {
+      const step = promptStep([[1, 2, rowReference(rows[0]!)], [rowReference(rows[1]!)]])
+      step.header[stepHeader.word.follows] = 1
+      return step
+    }
+    expect((await Promise.all([run(runner), run(runner, behind(2, 0))]))[1]).toEqual(expected)
+    const where = (name: string) => ({ reason: { code: 'STEP_FAILED', details: { where: name } } })
+    const beyond = await Promise.allSettled([run(runner), run(runner, behind(0, prompts.length))])
+    expect(beyond).toMatchObject([{ status: 'fulfilled' }, where('step.token_ids[3]')])
+    runner.failAfter!(2)
+    const failed = await Promise.allSettled([run(runner), run(runner, behind(2, 0))])
+    expect(failed).toMatchObject([{ status: 'rejected' }, where('step.follows')])
+    expect(await run(runner, plain)).toEqual(expected)
     runner.dispose()
   })
 })
@@ -270,7 +306,8 @@ describe('worker threads', () => {
     const model = require(path).openModel(options)
     ;(async () => {
       for (let i = 0; i < steps; i++) {
-        const fault = await model.step(step, new ArrayBuffer(8192))
+        const both = [model.step(step, new ArrayBuffer(8192)), model.step(step, new ArrayBuffer(8192))]
+        const fault = (await Promise.all(both)).find(Boolean)
         if (fault) throw new Error(JSON.stringify(fault))
         if (i === 2) parentPort.postMessage('running')
       }

@@ -75,13 +75,15 @@ function traceBuffer(bytes: number): ArrayBuffer {
 /** A model in native code, on whatever device. */
 export class NativeRunner implements Runner {
   readonly info: DeviceInfo
+  readonly depth: 1 | 2
   protected readonly model: NativeModel
   private readonly path: string
   private readonly plan: ExecutionPlan
   private disposed = false
 
-  constructor(model: NativeModel, { path, plan }: LinkedPackage, info: DeviceInfo) {
+  constructor(model: NativeModel, { path, plan }: LinkedPackage, info: DeviceInfo, pipelined: boolean) {
     this.model = model
+    this.depth = pipelined ? 2 : 1
     this.path = path
     this.plan = plan
     this.info = info
@@ -155,14 +157,14 @@ function infoOf({ isa, threads, pinning }: NativeModel): DeviceInfo {
 
 async function open(native: Addon, pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cpu', cpuTable, pkg, options)
-  const { threads, isa, limits, blocks, slots, guard = false } = options
+  const { threads, isa, limits, blocks, slots, guard = false, pipelined = false } = options
   const pin = pins[String(options.pin ?? 'auto') as keyof typeof pins]
   if (!Number.isInteger(threads) || threads < 0 || threads > MAX_THREADS)
     throw fail('OPTION_INVALID', { option: 'threads', expected: `an integer from 0 to ${MAX_THREADS}`, got: threads })
   const weights = await weightFiles(pkg)
   const opened = native.openModel({ plan: pkg.planBytes, weights, isa, threads, pin, limits, blocks, slots, guard })
   if ('code' in opened) throw errorOf(opened, pkg.path)
-  return new CpuRunner(opened, pkg, infoOf(opened))
+  return new CpuRunner(opened, pkg, infoOf(opened), pipelined)
 }
 
 /** The CPU backend of the addon that `load` answers. */

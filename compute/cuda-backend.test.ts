@@ -67,9 +67,16 @@ describe('a fault of the device', () => {
       biases: 0,
       copies: 0,
     })
-    const runner = new CudaRunner(model, pkg, info)
+    const runner = new CudaRunner(model, pkg, info, true)
     return { runner, run: () => runner.step(step, createResult(1, { vocab: 0, hidden: 0 }).view), gone: () => disposed }
   }
+
+  it('is that of one step, of the two that may be on their way', async () => {
+    const { run } = runnerOf([null, lost, null])
+    const outcomes = await Promise.allSettled([run(), run()])
+    expect(outcomes).toMatchObject([{ status: 'fulfilled' }, { status: 'rejected', reason: lost }])
+    await run()
+  })
 
   it('rejects the step that met it, and says whether it can be tried again', async () => {
     const failed: NativeFault = { code: 'DEVICE_FAILED', details: { where: 'layers.0.attention', reason: 'a launch' } }

@@ -33,12 +33,16 @@ const POLLED_MS = 8
 export class CudaRunner extends NativeRunner {
   /** Milliseconds that the last step took. */
   private last = 0
+  private flying = 0
 
   override async step(step: StepView, result: ResultView): Promise<void> {
+    // While another runs, the device has work whenever the event loop wakes up.
+    if (this.flying++ > 0) return super.step(step, result).finally(() => this.flying--)
     const start = performance.now()
     let running = true
     const done = super.step(step, result).finally(() => {
       running = false
+      this.flying--
     })
     done.catch(() => {}) // handled below, once polling ends
     while (running && this.last < POLLED_MS && performance.now() - start < POLLED_MS) await setImmediate()
@@ -56,13 +60,13 @@ function assertDevice(isa: string): void {
 
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cuda', cudaTable, pkg, options)
-  const { limits, blocks, slots, deterministic = false, isa } = options
+  const { limits, blocks, slots, deterministic = false, pipelined = true, isa } = options
   assertDevice(isa)
   const weights = await weightFiles(pkg)
   const shared = { isa: '', threads: 1, pin: 'never', limits, blocks, slots }
   const opened = addon().openModel({ ...shared, backend: 'cuda', plan: pkg.planBytes, weights, deterministic })
   if ('code' in opened) throw errorOf(opened, pkg.path)
-  return new CudaRunner(opened, pkg, infoOf(opened.isa, deterministic))
+  return new CudaRunner(opened, pkg, infoOf(opened.isa, deterministic), pipelined)
 }
 
 export const cudaBackend: Backend = {

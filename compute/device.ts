@@ -35,6 +35,8 @@ export interface RunnerOptions {
   readonly pin?: boolean | 'auto' | undefined
   /** No bit of a request's output may depend on the batch. A backend whose outputs never do ignores it. */
   readonly deterministic?: boolean | undefined
+  /** Take a step while another is in flight; default: where the backend gains by it. One that cannot ignores it. */
+  readonly pipelined?: boolean | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
   /** For checks: sentinels around registers and states, NaN in what nothing has written. A step then costs a pass over both. */
@@ -91,9 +93,15 @@ export interface Trace {
   readonly instructions: readonly InstructionTrace[]
 }
 
-/** A plan ready to run. One step at a time; a rejected step has changed nothing that a later step may rely on. */
+/** A plan ready to run. Steps run one after the other; a rejected one has changed nothing that a later step may rely on. */
 export interface Runner {
   readonly info: DeviceInfo
+  /**
+   * Steps that may be asked for before the first has settled; absent: 1. Where 2, they run and settle in the order asked
+   * for; one that follows (abi/step.ts) may name tokens of the one before it, and is rejected, having changed nothing at
+   * all, where that one was.
+   */
+  readonly depth?: 1 | 2
   /**
    * Runs the step; the buffers belong to the runner until it settles. Rejects with DeviceError: then fixed states are as
    * before, and blocks too, but for positions that the step was to write and targets of its copies (ADR 0009).

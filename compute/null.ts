@@ -19,6 +19,7 @@ import { fail } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { Backend, DeviceInfo, Runner } from './device.ts'
 import { link } from './link.ts'
+import { StepOrder } from './step-order.ts'
 import type { Kernel, KernelTable } from './table.ts'
 
 /** Every opcode, at its newest version, on every dtype. */
@@ -55,21 +56,28 @@ function hash(...words: readonly number[]): number {
 
 class NullRunner implements Runner {
   readonly info = info
+  readonly depth: 1 | 2
+  private readonly order = new StepOrder()
   private readonly path: string
   private readonly plan: ExecutionPlan
   private disposed = false
 
-  constructor(path: string, plan: ExecutionPlan) {
+  constructor(path: string, plan: ExecutionPlan, pipelined: boolean) {
+    this.depth = pipelined ? 2 : 1
     this.path = path
     this.plan = plan
   }
 
   async step(step: StepView, result: ResultView): Promise<void> {
     if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
+    return this.order.run(step, result, (ids) => this.run(step, result, ids))
+  }
+
+  private async run(step: StepView, result: ResultView, ids: Int32Array): Promise<void> {
     // A turn of the event loop, as a real device takes: an engine that loops on steps must not starve the timers.
     await setImmediate()
     const rows = step.header[head.rows]!
-    for (let row = 0; row < rows; row++) this.writeRow(step, result, row)
+    for (let row = 0; row < rows; row++) this.writeRow(step, result, row, ids)
     const { rows: count, launches, slot_launches, microseconds } = resultHeader.word
     result.header[count] = rows
     result.header[launches] = this.plan.instructions.length
@@ -77,11 +85,11 @@ class NullRunner implements Runner {
     result.header[microseconds] = 0
   }
 
-  private writeRow(step: StepView, result: ResultView, row: number): void {
+  private writeRow(step: StepView, result: ResultView, row: number, ids: Int32Array): void {
     const at = row * ROW_WORDS
     const sampling = row * PARAM_WORDS
     const flags = step.sampling[sampling + param.flags]!
-    const token = this.token(step, row, sampling)
+    const token = this.token(step, row, sampling, ids)
     result.rows.fill(0, at, at + ROW_WORDS)
     result.rows.fill(-1, at + TOP, at + TOP + (ROW_WORDS - TOP) / 2)
     result.rows[at + rowResult.word.token] = flags & sampleFlags.sample ? token : -1
@@ -94,11 +102,11 @@ class NullRunner implements Runner {
       result.hidden.fill(0, row * hidden, (row + 1) * hidden)
   }
 
-  private token(step: StepView, row: number, sampling: number): number {
+  private token(step: StepView, row: number, sampling: number, ids: Int32Array): number {
     const last = step.rowToken[row]!
     const words = step.sampling
     const seed = hash(words[sampling + param.seed_low]!, words[sampling + param.seed_high]!)
-    return hash(seed, step.positions[last]!, step.tokenIds[last]!) % this.plan.vocab
+    return hash(seed, step.positions[last]!, ids[last]!) % this.plan.vocab
   }
 
   memory() {
@@ -114,8 +122,8 @@ export const nullBackend: Backend = {
   name: 'null',
   table: nullTable,
   unavailable: () => undefined,
-  async open(pkg) {
+  async open(pkg, { pipelined = false }) {
     link('null', nullTable, pkg)
-    return new NullRunner(pkg.path, pkg.plan)
+    return new NullRunner(pkg.path, pkg.plan, pipelined)
   },
 }

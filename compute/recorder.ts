@@ -211,6 +211,8 @@ export async function recordSteps(runner: Runner, pkg: RecordedPackage, options:
   return new Proxy(runner, {
     get(target, name) {
       if (name === 'step') return step
+      // What a step took and left is read between it and the next.
+      if (name === 'depth') return 1
       const value: unknown = Reflect.get(target, name)
       return typeof value === 'function' ? value.bind(target) : value
     },

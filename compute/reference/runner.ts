@@ -15,6 +15,7 @@ import {
 import { fail } from '../../errors.ts'
 import type { ExecutionPlan, Instruction, Operand, OutputName } from '../../plans/plan.ts'
 import type { DeviceInfo, LinkedPackage, MemoryUse, Runner, RunnerOptions, Trace, TracedOutput } from '../device.ts'
+import { StepOrder } from '../step-order.ts'
 import { joinTrace, traceUnits } from '../trace.ts'
 import { type Matrix, type ReferenceStep, row, type Weight } from './kernel.ts'
 import { sampleOptions } from './sample.ts'
@@ -54,6 +55,8 @@ export type Observer = (index: number, outputs: readonly Matrix[]) => void
 /** A runner whose instructions can be watched, and answered for, one by one. */
 export class ReferenceRunner implements Runner {
   readonly info = info
+  readonly depth: 1 | 2
+  private readonly order = new StepOrder()
   private readonly path: string
   private readonly plan: ExecutionPlan
   private readonly options: RunnerOptions
@@ -68,6 +71,7 @@ export class ReferenceRunner implements Runner {
     this.path = path
     this.plan = plan
     this.options = options
+    this.depth = options.pipelined ? 2 : 1
     this.weights = weights
     this.states = plan.states.map(createState)
   }
@@ -90,8 +94,13 @@ export class ReferenceRunner implements Runner {
 
   async step(buffer: StepView, result: ResultView, observe?: Observer): Promise<void> {
     if (this.disposed) throw fail('MODEL_DISPOSED', { package: this.path })
+    return this.order.run(buffer, result, (ids) => this.compute(buffer, ids, result, observe))
+  }
+
+  private async compute(buffer: StepView, ids: Int32Array, result: ResultView, observe?: Observer): Promise<void> {
+    if (this.disposed) throw fail('DISPOSED', {})
     const started = performance.now()
-    const step = readStep(buffer)
+    const step = readStep(buffer, ids)
     const { vocab, maxContext } = this.plan
     const { blocks, slots } = this.options
     checkStep(step, { vocab, maxContext, blocks, slots, blockTokens: this.blockTokens })

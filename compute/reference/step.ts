@@ -5,10 +5,12 @@ import { fail } from '../../errors.ts'
 import type { ReferenceStep } from './kernel.ts'
 import { sampleOptions } from './sample.ts'
 
-export function readStep(view: StepView): ReferenceStep {
+/** `tokenIds`: those of `view`, references resolved. */
+export function readStep(view: StepView, tokenIds = view.tokenIds): ReferenceStep {
   const { tokens, sequences, rows, blocks_per_sequence } = stepHeader.word
   return {
     ...view,
+    tokenIds,
     tokens: view.header[tokens]!,
     sequences: view.header[sequences]!,
     rows: view.header[rows]!,

@@ -57,7 +57,7 @@ NativeModel::NativeModel(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
 
 NativeModel::~NativeModel() { close(); }
 
-// Waits for the running step, then frees everything.
+// Waits for the steps on their way, then frees everything.
 void NativeModel::stop() {
   thread_.reset();
   model_.reset();
@@ -81,13 +81,15 @@ Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
   napi_deferred deferred;
   napi_value promise;
   if (napi_create_promise(info.Env(), &deferred, &promise) != napi_ok) return {};  // the environment ends
-  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "another step of this model is running" : nullptr;
+  const char* wrong = !model_                        ? "the model is disposed"
+                      : steps_ == StepThread::kDepth ? "two steps of this model are on their way"
+                                                     : nullptr;
   if (wrong) {
     const Fault fault{"STEP_FAILED", {{"where", "step"}, {"reason", wrong}}};
     napi_resolve_deferred(info.Env(), deferred, to_object(info.Env(), fault));
     return Napi::Value(info.Env(), promise);
   }
-  stepping_ = true;
+  ++steps_;
   Ref();
   completion_.Ref(info.Env());
   auto* request = new Request{this, deferred, Napi::Persistent(info[0]), Napi::Persistent(info[1]), {}, step, result,
@@ -115,8 +117,8 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
   }
   const Napi::HandleScope scope(env);
   NativeModel& model = *request->owner;
-  model.stepping_ = false;
-  if (model.thread_) model.completion_.Unref(env);
+  --model.steps_;
+  if (model.thread_ && model.steps_ == 0) model.completion_.Unref(env);
   const Napi::Value outcome = request->fault ? to_object(env, request->fault) : env.Null();
   napi_resolve_deferred(env, request->promise, outcome);  // fails only while the environment ends
   model.Unref();
@@ -137,7 +139,7 @@ void throw_fault(Napi::Env env, const Fault& fault) {
 
 // Whether the model may be touched; throws why not.
 bool NativeModel::idle(Napi::Env env) const {
-  const char* wrong = !model_ ? "the model is disposed" : stepping_ ? "a step is running" : nullptr;
+  const char* wrong = !model_ ? "the model is disposed" : steps_ ? "a step is running" : nullptr;
   if (wrong) Napi::Error::New(env, wrong).ThrowAsJavaScriptException();
   return !wrong;
 }

@@ -60,7 +60,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   std::unique_ptr<Executor> model_;
   std::optional<StepThread> thread_;
   Completion completion_;
-  bool stepping_ = false;
+  uint32_t steps_ = 0;  // on their way
   std::string isa_;
   unsigned threads_ = 0;
   Pinning pinning_{};

@@ -57,8 +57,9 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, 
   running_ = "the step buffer";
   try {
     const auto start = std::chrono::steady_clock::now();
+    const Previous previous = last_.take();
     StepView view;
-    if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    if (Fault fault = read_step(step, result, bounds_, previous, view)) return fault;
     if (!trace.empty() && trace.size() != trace_bytes(view.step))
       return {"STEP_FAILED", {{"where", "the trace buffer"}, {"reason", "its size is not that of the step's outputs"}}};
     if (guard_) guard_->before();
@@ -85,10 +86,12 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, 
     }
     if (guard_) guard_->after(view);
     scratch_bytes_.store(scratch_.bytes(), std::memory_order_relaxed);
-    const auto elapsed = std::chrono::steady_clock::now() - start;
+    const auto end = std::chrono::steady_clock::now();
+    const auto elapsed = end - start;
     if (tally) tally->nanoseconds += uint64_t(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count());
     const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
-    *view.header = {view.step.rows, launches, 0, uint32_t(microseconds)};
+    *view.header = {view.step.rows, launches, 0, uint32_t(microseconds), last_.idle_microseconds(start)};
+    last_.keep(view, end);
     return {};
   } catch (const std::bad_alloc&) {
     const size_t needed = scratch_.wanted();

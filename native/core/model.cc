@@ -42,6 +42,7 @@ Fault Model::bind(const ModelOptions& options, const KernelTable& table) {
     if (output.name == "hidden") hidden_ = found;
   }
   bounds_ = step_bounds(plan_, options);
+  last_.reserve(options.limits);
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include "executor.h"
 #include "guard.h"
 #include "kernel.h"
+#include "last_step.h"
 #include "memory.h"
 #include "plan_view.h"
 #include "scratch.h"
@@ -96,6 +97,7 @@ class Model final : public Executor {
   std::vector<Operation> operations_;
   Matrix tokens_, logprobs_, top_tokens_, logits_, hidden_;  // outputs of the plan; absent ones have no data
   StepBounds bounds_{};
+  LastStep last_;
   unsigned threads_ = 1;
   bool pinned_ = false;
   Scratch scratch_;

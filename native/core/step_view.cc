@@ -12,7 +12,8 @@ constexpr float kLarge = 3.4028234663852886e38f;
 // Collects the first fault; every check returns whether the step is still sound.
 class Checker {
  public:
-  Checker(std::span<const std::byte> bytes, const StepBounds& bounds) : bytes_(bytes), bounds_(bounds) {}
+  Checker(std::span<const std::byte> bytes, const StepBounds& bounds, const Previous& previous)
+      : bytes_(bytes), bounds_(bounds), previous_(previous) {}
 
   bool read(std::span<std::byte> result, StepView& out) {
     return read_header() && read_arrays(out) && check_sequences(out.step) && check_tokens(out.step) &&
@@ -53,6 +54,8 @@ class Checker {
     std::memcpy(&header_, bytes_.data(), sizeof header_);
     if (header_.version != kStepVersion)
       return refuse("version", "expected " + std::to_string(kStepVersion) + ", got " + std::to_string(header_.version));
+    if (header_.follows > 1) return refuse("follows", "expected 0 or 1, got " + std::to_string(header_.follows));
+    if (header_.follows && !previous_.succeeded) return refuse("follows", "the step before it failed, or there was none");
     const StepLimits& limits = bounds_.limits;
     return at_most("tokens", header_.tokens, limits.tokens) && at_most("rows", header_.rows, limits.rows) &&
            at_most("sequences", header_.sequences, limits.sequences) &&
@@ -134,17 +137,41 @@ class Checker {
   }
 
   // Each token belongs to the sequence whose range holds it; positions are consecutive and end at its length.
-  bool check_tokens(const Step& s) {
+  bool check_tokens(Step& s) {
+    if (!resolve(s)) return false;
     for (uint32_t i = 0; i < s.sequences; ++i) {
       const int32_t end = s.sequence_start[i + 1];
       for (int32_t t = s.sequence_start[i]; t < end; ++t) {
-        if (!index("token_ids", size_t(t), s.token_ids[t], bounds_.vocab) ||
-            !equal("token_sequence", size_t(t), i, s.token_sequence[t]) ||
+        if (!equal("token_sequence", size_t(t), i, s.token_sequence[t]) ||
             !equal("positions", size_t(t), int64_t{s.sequence_length[i]} - (end - t), s.positions[t]))
           return false;
       }
     }
     return true;
+  }
+
+  // Every id is in the vocabulary: as it stands, or as the row that it names has sampled it.
+  bool resolve(Step& s) {
+    for (uint32_t t = 0; t < s.tokens; ++t) {
+      const int32_t id = s.token_ids[t];
+      if (!header_.follows) {
+        if (!index("token_ids", t, id, bounds_.vocab)) return false;
+        continue;
+      }
+      if (id < 0 && !check_reference(t, uint64_t(-1 - int64_t{id}))) return false;
+      previous_.ids[t] = id < 0 ? previous_.sampled[size_t(-1 - id)] : id;
+      if (!index("token_ids", t, previous_.ids[t], bounds_.vocab)) return false;
+    }
+    if (header_.follows) s.token_ids = previous_.ids.data();
+    return true;
+  }
+
+  bool check_reference(uint32_t t, uint64_t row) {
+    if (row >= previous_.sampled.size())
+      return refuse(at("token_ids", t), "names row " + std::to_string(row) + " of the step before, which has " +
+                                            std::to_string(previous_.sampled.size()));
+    if (previous_.sampled[row] >= 0) return true;
+    return refuse(at("token_ids", t), "names row " + std::to_string(row) + " of the step before, which has no token");
   }
 
   bool check_rows(const Step& s) {
@@ -220,14 +247,15 @@ class Checker {
 
   std::span<const std::byte> bytes_;
   const StepBounds& bounds_;
+  const Previous& previous_;
   StepHeader header_{};
 };
 
 }  // namespace
 
 Fault read_step(std::span<const std::byte> bytes, std::span<std::byte> result, const StepBounds& bounds,
-                StepView& out) {
-  Checker checker(bytes, bounds);
+                const Previous& previous, StepView& out) {
+  Checker checker(bytes, bounds, previous);
   out = {};
   checker.read(result, out);
   return std::move(checker.fault);

@@ -25,6 +25,13 @@ struct StepBounds {
   Space hidden_space = Space::rows;      // a pooled hidden state has a row a sequence
 };
 
+// What a step that follows another may take from it.
+struct Previous {
+  bool succeeded = false;
+  std::span<const int32_t> sampled;  // token of each row; -1: none
+  std::span<int32_t> ids;            // room for the ids of all tokens of a step, references resolved
+};
+
 struct StepView {
   Step step{};
   std::span<const CopyPair> copies;
@@ -42,6 +49,8 @@ inline uint32_t count_of(const Step& step, Space space) {
 }
 
 // Fault STEP_FAILED names the field and index that is wrong. `bytes` and `result` start at multiples of 8.
-Fault read_step(std::span<const std::byte> bytes, std::span<std::byte> result, const StepBounds& bounds, StepView& out);
+// The ids of `out` lie in `previous.ids` where the step follows another, else in `bytes`.
+Fault read_step(std::span<const std::byte> bytes, std::span<std::byte> result, const StepBounds& bounds,
+                const Previous& previous, StepView& out);
 
 }  // namespace ingot

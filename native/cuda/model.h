@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../core/executor.h"
+#include "../core/last_step.h"
 #include "../core/model.h"
 #include "kernel.h"
 #include "memory.h"
@@ -107,6 +108,7 @@ class Model final : public Executor {
   Matrix tokens_, logprobs_, top_tokens_;  // outputs of the plan, in host memory; absent ones have no data
   Matrix logits_, hidden_;                 // likewise, on the device
   StepBounds bounds_{};
+  LastStep last_;
   std::map<Bucket, Graph> graphs_;
   std::atomic<uint64_t> graph_bytes_{0};
   std::unique_ptr<Tally> tally_;

@@ -106,6 +106,7 @@ Fault Model::bind(const ModelOptions& options) {
   logits_ = output("logits");
   hidden_ = output("hidden");
   bounds_ = step_bounds(plan_, options);
+  last_.reserve(options.limits);
   const StepLimits& limits = options.limits;
   const Counts most{limits.tokens, limits.sequences, limits.rows, limits.blocks_per_sequence, 0, 0, 0};
   if (Fault fault = reserve_step(StepLayout(most).bytes)) return fault;

@@ -75,8 +75,9 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, 
   try {
     if (!lost_.empty()) return {"DEVICE_LOST", {{"device", name_}, {"reason", lost_}}};
     const auto start = std::chrono::steady_clock::now();
+    const Previous previous = last_.take();
     StepView view;
-    if (Fault fault = read_step(step, result, bounds_, view)) return fault;
+    if (Fault fault = read_step(step, result, bounds_, previous, view)) return fault;
     StepHeader header;
     std::memcpy(&header, step.data(), sizeof header);
     if (Fault failed = fault(cudaSetDevice(device_.ordinal))) return failed;
@@ -87,11 +88,14 @@ Fault Model::step(std::span<const std::byte> step, std::span<std::byte> result, 
     if (Fault fault = copy_results(view)) return fault;
     if (Fault fault = finish(launch)) return fault;
     write_rows(view, tokens_, logprobs_, top_tokens_);
-    const auto elapsed = std::chrono::steady_clock::now() - start;
+    const auto end = std::chrono::steady_clock::now();
+    const auto elapsed = end - start;
     if (launch.tally)
       launch.tally->nanoseconds += uint64_t(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count());
     const auto microseconds = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
-    *view.header = {view.step.rows, launches + (view.copies.empty() ? 0 : 1), 0, uint32_t(microseconds)};
+    *view.header = {view.step.rows, launches + (view.copies.empty() ? 0 : 1), 0, uint32_t(microseconds),
+                    last_.idle_microseconds(start)};
+    last_.keep(view, end);
     return {};
   } catch (const std::bad_alloc&) {
     return out_of_memory("a step's tables", double(step.size()), double(available_memory()));

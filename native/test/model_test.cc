@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -12,6 +13,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "../core/thread_pool.h"
 #include "check.h"
@@ -349,6 +351,71 @@ void takes_back_a_failed_step() {
   check(*broken, 5);
 }
 
+std::string where(const Fault& fault) { return fault ? std::get<std::string>(fault.details[0].second) : ""; }
+
+// A step takes its ids from the rows of the one before it; after one that failed there is nothing to take.
+void follows_the_step_before() {
+  Package package("decoder.bin");
+  KernelTable table = fake_table();
+  static int32_t seen;
+  table.kernels[op::embed::id] = [](const Context& context, const Call& call) {
+    seen = context.step.token_ids[4];
+    fake(context, call);
+  };
+  table.kernels[op::sample::id] = [](const Context& context, const Call& call) {
+    fake_sample(context, call);
+    for (uint32_t r = 0; r < call.outputs[0].rows; ++r) *call.outputs[0].row<int32_t>(r) = int32_t(30 + r);
+  };
+  const auto model = package.open(table);
+  StepBytes first, second;
+  second.header.follows = 1;
+  reinterpret_cast<int32_t*>(second.bytes.data() + second.header.token_ids)[4] = -2;
+  CHECK(where(model->step(second.bytes, second.result)) == "step.follows");
+  for (const uint32_t instructions : {0u, 3u}) {
+    CHECK(!model->step(first.bytes, first.result) && first.value<int32_t>(kResultRowsOffset + kRowResultBytes) == 31);
+    CHECK(!model->step(second.bytes, second.result) && seen == 31);
+    CHECK(!model->step(second.bytes, second.result));  // which one follows too
+    model->fail_after(instructions);
+    CHECK(model->step(first.bytes, first.result).code == "STEP_FAILED");
+    for (int i = 0; i < 2; ++i) CHECK(where(model->step(second.bytes, second.result)) == "step.follows");
+  }
+  first.sampling(1).flags = kSampleFlagLogits;
+  CHECK(!model->step(first.bytes, first.result));
+  CHECK(where(model->step(second.bytes, second.result)) == "step.token_ids[4]");
+  first.header.rows = 1;
+  CHECK(!model->step(first.bytes, first.result));
+  CHECK(where(model->step(second.bytes, second.result)) == "step.token_ids[4]");
+}
+
+void tells_how_long_it_was_idle() {
+  Package package("decoder.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  CHECK(!model->step(step.bytes, step.result) && step.value<uint32_t>(16) == 0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  CHECK(!model->step(step.bytes, step.result) && step.value<uint32_t>(16) >= 3000);
+}
+
+// Whether it names anything of the failed step or not, what follows it leaves state alone.
+void leaves_state_behind_a_failed_step() {
+  Package package("menagerie.bin");
+  const auto model = package.open(fake_table());
+  StepBytes step;
+  step.header.resets = 1;
+  step.header.copies = 2;
+  CHECK(!model->step(step.bytes, step.result));
+  model->fail_after(1);
+  CHECK(model->step(step.bytes, step.result).code == "STEP_FAILED");
+  for (uint32_t s = 0; s < package.view.states.size(); ++s)
+    for (uint32_t unit = 0; unit < 5; ++unit) std::ranges::fill(model->unit(s, unit), std::byte{0x55});
+  step.header.follows = 1;
+  CHECK(where(model->step(step.bytes, step.result)) == "step.follows");
+  for (uint32_t s = 0; s < package.view.states.size(); ++s)
+    for (uint32_t unit = 0; unit < 5; ++unit) CHECK(filled(model->unit(s, unit), 0x55));
+  step.header.follows = 0;
+  CHECK(!model->step(step.bytes, step.result));
+}
+
 void reports_what_a_kernel_throws() {
   Package package("decoder.bin");
   KernelTable table = fake_table();
@@ -465,6 +532,9 @@ int main() {
   tallies_when_asked();
   resets_slots();
   takes_back_a_failed_step();
+  follows_the_step_before();
+  tells_how_long_it_was_idle();
+  leaves_state_behind_a_failed_step();
   reports_what_a_kernel_throws();
   sees_what_a_kernel_overwrites();
   hands_out_nothing_but_nan();

@@ -65,9 +65,14 @@ struct Sample {
     header.result_hidden = 2048;
   }
 
-  Fault read(StepView& view) {
+  // Follows a step whose rows sampled these tokens.
+  std::vector<int32_t> sampled = {42, -1, 99}, ids = std::vector<int32_t>(kBounds.limits.tokens);
+  Previous previous() { return {true, sampled, ids}; }
+
+  Fault read(StepView& view) { return read(view, previous()); }
+  Fault read(StepView& view, const Previous& previous) {
     std::memcpy(bytes.data(), &header, sizeof header);
-    return read_step(bytes, result, kBounds, view);
+    return read_step(bytes, result, kBounds, previous, view);
   }
   template <class T>
   T& at(uint32_t offset, size_t i) { return reinterpret_cast<T*>(bytes.data() + offset)[i]; }
@@ -83,6 +88,30 @@ void reads_a_sound_step() {
   CHECK(view.rows == sample.result.data() + kResultRowsOffset);
   CHECK(reinterpret_cast<std::byte*>(view.logits) == sample.result.data() + 512);
   CHECK(reinterpret_cast<std::byte*>(view.hidden) == sample.result.data() + 2048);
+}
+
+// What a row of the step before sampled stands in for the reference, and the buffer is left as it is.
+void follows_a_step() {
+  Sample sample;
+  sample.header.follows = 1;
+  auto* ids = &sample.at<int32_t>(sample.header.token_ids, 0);
+  ids[2] = -1;
+  ids[3] = -3;
+  StepView view;
+  CHECK(!sample.read(view));
+  CHECK(view.step.token_ids[0] == 5 && view.step.token_ids[1] == 99);
+  CHECK(view.step.token_ids[2] == 42 && view.step.token_ids[3] == 99 && ids[3] == -3);
+  const auto refusal = [&](const Previous& previous) {
+    const Fault fault = sample.read(view, previous);
+    CHECK(fault.code == "STEP_FAILED");
+    return std::get<std::string>(fault.details[0].second);
+  };
+  CHECK(refusal({}) == "step.follows" && refusal({false, sample.sampled, sample.ids}) == "step.follows");
+  CHECK(refusal({true, {}, sample.ids}) == "step.token_ids[2]");
+  sample.sampled[2] = kBounds.vocab;
+  CHECK(refusal(sample.previous()) == "step.token_ids[3]");
+  ids[2] = ids[3] = 7;  // it names nothing, but follows
+  CHECK(!sample.read(view, {true, {}, sample.ids}) && refusal({}) == "step.follows");
 }
 
 void reads_an_empty_step() {
@@ -115,8 +144,18 @@ void names_what_is_wrong() {
   const auto head = [](auto field, uint32_t value) { return [=](Sample& s) { s.header.*field = value; }; };
   using H = StepHeader;
   using P = SampleParams;
+  const auto named = [](size_t i, int32_t id, uint32_t follows) {
+    return [=](Sample& s) { s.at<int32_t>(s.header.token_ids, i) = id, s.header.follows = follows; };
+  };
   const struct { const char* where; Change change; } cases[] = {
-      {"step.version", head(&H::version, 2)},
+      {"step.version", head(&H::version, kStepVersion - 1)},
+      {"step.follows", head(&H::follows, 2)},
+      {"step.follows", head(&H::follows, 0xffffffff)},
+      {"step.token_ids[3]", named(3, -1, 0)},
+      {"step.token_ids[1]", named(1, -2, 1)},
+      {"step.token_ids[1]", named(1, -4, 1)},
+      {"step.token_ids[3]", named(3, INT32_MIN, 1)},
+      {"step.token_ids[3]", named(3, 100, 1)},
       {"step.tokens", head(&H::tokens, 17)},
       {"step.rows", head(&H::rows, 5)},
       {"step.sequences", head(&H::sequences, 0xffffffff)},
@@ -150,7 +189,7 @@ void names_what_is_wrong() {
       {"step.bias_entries[0]", [=](Sample& s) { s.at<float>(s.header.bias_entries, 1) = infinity; }},
       {"step.copy_pairs[0]", entry(&H::copy_pairs, 1, 10)},
       {"step.reset_slots[0]", entry(&H::reset_slots, 0, 5)},
-      {"step.sampling[1]", params(&P::flags, 8u)},
+      {"step.sampling[1]", params(&P::flags, 16u)},
       {"step.sampling[1]", params(&P::temperature, -1.f)},
       {"step.sampling[1]", params(&P::temperature, nan)},
       {"step.sampling[1]", params(&P::temperature, infinity)},
@@ -175,7 +214,7 @@ void names_what_is_wrong() {
     Sample sample;
     change(sample);
     StepView view;
-    const Fault fault = sample.bytes.empty() ? read_step({}, sample.result, kBounds, view) : sample.read(view);
+    const Fault fault = sample.bytes.empty() ? read_step({}, sample.result, kBounds, {}, view) : sample.read(view);
     if (fault.code != "STEP_FAILED" || std::get<std::string>(fault.details[0].second) != where)
       std::fprintf(stderr, "expected a fault at %s\n", where);
     CHECK(fault.code == "STEP_FAILED");
@@ -190,7 +229,7 @@ void needs_outputs_that_are_asked_for() {
   Sample sample;
   StepView view;
   CHECK(!sample.read(view));
-  CHECK(read_step(sample.bytes, sample.result, bounds, view));
+  CHECK(read_step(sample.bytes, sample.result, bounds, {}, view));
 }
 
 // Follows every index as a kernel does.
@@ -225,6 +264,9 @@ void survives_mutations() {
   size_t accepted = 0;
   for (int round = 0; round < 200000; ++round) {
     Sample sample = sound;
+    sample.header.follows = round % 2;
+    if (sample.header.follows)
+      for (const size_t i : {0, 3}) sample.at<int32_t>(sample.header.token_ids, i) = i ? -3 : -1;
     std::memcpy(sample.bytes.data(), &sample.header, sizeof sample.header);
     for (size_t edits = 1 + below(3); edits > 0; --edits) {
       const size_t word = below(2) ? below(sizeof(StepHeader) / 4) : below(sample.bytes.size() / 4);
@@ -238,7 +280,7 @@ void survives_mutations() {
     sample.bytes.shrink_to_fit();
     sample.result.shrink_to_fit();
     StepView view;
-    if (read_step(sample.bytes, sample.result, kBounds, view)) continue;
+    if (read_step(sample.bytes, sample.result, kBounds, sample.previous(), view)) continue;
     ++accepted;
     CHECK(follow(view, blocks) < UINT64_MAX);
   }
@@ -249,6 +291,7 @@ void survives_mutations() {
 
 int main() {
   reads_a_sound_step();
+  follows_a_step();
   reads_an_empty_step();
   ignores_sampling_of_unsampled_rows();
   names_what_is_wrong();

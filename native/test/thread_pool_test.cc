@@ -125,7 +125,7 @@ void waits_for_slow_parts() {
   }
 }
 
-// Each posted job runs once, the last one before the thread ends.
+// Each posted job runs once, in order, however many are on their way; the last ones before the thread ends.
 void runs_posted_jobs() {
   for (int round = 0; round < 200; ++round) {
     std::atomic<int> ran{0};
@@ -140,6 +140,22 @@ void runs_posted_jobs() {
     CHECK(ran == 3);
     const StepThread idle;
   }
+  struct Numbered { std::atomic<uint32_t>* ran; uint32_t number; };
+  std::atomic<uint32_t> ran{0};
+  std::vector<Numbered> jobs;
+  for (uint32_t i = 0; i < 5000; ++i) jobs.push_back({&ran, i});
+  {
+    StepThread thread;
+    for (Numbered& each : jobs) {
+      while (each.number - ran.load() >= StepThread::kDepth) std::this_thread::yield();
+      thread.post({[](void* context) {
+                     const auto& [ran, number] = *static_cast<Numbered*>(context);
+                     CHECK(ran->fetch_add(1) == number);
+                   },
+                   &each});
+    }
+  }
+  CHECK(ran == jobs.size());
 }
 
 // With one processor for all threads, nobody polls for long for one that cannot run: forks stay cheap.
