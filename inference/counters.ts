@@ -6,9 +6,13 @@ import type { SpeculationStats } from './speculate.ts'
 export interface EngineStats {
   readonly steps: number
   readonly failedSteps: number
-  /** Tokens computed, recomputed ones and wrong guesses included. */
+  /** Of the steps, those that were submitted before the tokens of the one before were read. */
+  readonly stepsAhead: number
+  /** Tokens computed, recomputed ones, wrong guesses and discarded ones included. */
   readonly tokens: number
   readonly sampledTokens: number
+  /** Tokens computed for requests that had ended by then: one a request that a step ahead did not know to end. */
+  readonly discardedTokens: number
   /** Kernels that the last step launched; constant in batch size. */
   readonly launchesPerStep: number
   readonly slotLaunchesPerStep: number
@@ -19,10 +23,12 @@ export interface EngineStats {
   readonly running: number
   readonly waiting: number
   readonly blocks: { readonly total: number; readonly used: number; readonly free: number; readonly cached: number }
-  /** Mean time of a step spent in JavaScript: commit, schedule, pack. */
+  /** Mean time of a step spent in JavaScript: commit, schedule, pack. Of a step ahead, the backend waits for none of it. */
   readonly hostMicrosecondsPerStep: number
   /** Mean time that the backend reports. */
   readonly deviceMicrosecondsPerStep: number
+  /** Mean time of a step that the backend waited for it, from the end of the one before: with work to do, and none given. */
+  readonly idleMicrosecondsPerStep: number
   /** Where the model was opened with it. */
   readonly speculation?: SpeculationStats
   /** Where the model was opened with one. */
@@ -37,8 +43,10 @@ type Present = Pick<EngineStats, 'running' | 'waiting' | 'blocks'>
 export class Counters {
   steps = 0
   failedSteps = 0
+  stepsAhead = 0
   tokens = 0
   sampledTokens = 0
+  discardedTokens = 0
   prefixHits = 0
   prefixTokens = 0
   preemptions = 0
@@ -49,25 +57,37 @@ export class Counters {
   #launches = 0
   #slotLaunches = 0
   #deviceMicroseconds = 0
+  #idleMicroseconds = 0
+  #paused = true
+
+  /** Before the next step the backend had nothing to do: that is no time that it waited for the host. */
+  pause(): void {
+    this.#paused = true
+  }
 
   /** A step has succeeded. */
   step({ header }: ResultView): void {
-    const { launches, slot_launches, microseconds } = resultHeader.word
+    const { launches, slot_launches, microseconds, idle_microseconds } = resultHeader.word
     this.steps++
+    if (!this.#paused) this.#idleMicroseconds += header[idle_microseconds]!
+    this.#paused = false
     this.#launches = header[launches]!
     this.#slotLaunches = header[slot_launches]!
     this.#deviceMicroseconds += header[microseconds]!
   }
 
   stats(present: Present): EngineStats {
-    const { steps, failedSteps, tokens, sampledTokens, prefixHits, prefixTokens, preemptions } = this
+    const { steps, failedSteps, stepsAhead, tokens, sampledTokens, discardedTokens } = this
+    const { prefixHits, prefixTokens, preemptions } = this
     return {
-      ...{ steps, failedSteps, tokens, sampledTokens, prefixHits, prefixTokens, preemptions },
+      ...{ steps, failedSteps, stepsAhead, tokens, sampledTokens, discardedTokens },
+      ...{ prefixHits, prefixTokens, preemptions },
       launchesPerStep: this.#launches,
       slotLaunchesPerStep: this.#slotLaunches,
       ...present,
       hostMicrosecondsPerStep: (this.hostMs * 1000) / Math.max(1, steps + failedSteps),
       deviceMicrosecondsPerStep: this.#deviceMicroseconds / Math.max(1, steps),
+      idleMicrosecondsPerStep: this.#idleMicroseconds / Math.max(1, steps),
     }
   }
 

@@ -1,32 +1,27 @@
 /**
- * The loop: schedule, reserve, pack, run, then commit or roll back as a whole. One step is in flight at a time; requests
- * arrive, are cancelled and expire meanwhile, and the next schedule sees it.
+ * The loop: schedule, reserve, pack, run, then commit or roll back as a whole. Requests arrive, are cancelled and expire
+ * while a step is in flight, and the next schedule sees it.
+ *
+ * Where the runner takes two steps at once, the next one departs before the tokens of the last are read (flight.ts). The
+ * runner runs them one after the other, and that order is what keeps state right: whoever is given a block or slot writes
+ * to it in a step that departs later, and so runs later, than any that the one before had a part in.
  */
-import {
-  createResult,
-  createStep,
-  type ResultOffsets,
-  type ResultView,
-  ROW_RESULT_BYTES,
-  type StepView,
-} from '../abi/step.ts'
+import type { ResultView } from '../abi/step.ts'
 import type { Runner } from '../compute/device.ts'
 import { fail, IngotError } from '../errors.ts'
 import { BlockPool } from './blocks.ts'
 import type { Capacity } from './capacity.ts'
 import { Counters, type EngineStats } from './counters.ts'
 import type { Draft } from './draft.ts'
+import { Flight, needsTokens, stepError } from './flight.ts'
 import { aborted, watch } from './lifetime.ts'
 import { pack } from './pack.ts'
 import { PrefixCache } from './prefix-cache.ts'
-import { Request, type Work } from './request.ts'
+import { insertByArrival, Request, type Work } from './request.ts'
 import { type Assignment, type Policy, schedule } from './scheduler.ts'
 import type { Shadow } from './shadow.ts'
 import { SlotPool } from './slots.ts'
-import { accepted, lookUp, mayGuess } from './speculate.ts'
-
-/** Words of one RowResult: token, logprob, then the alternatives. */
-export const ROW_WORDS = ROW_RESULT_BYTES / 4
+import { lookUp, mayGuess, sampled, verify } from './speculate.ts'
 
 /** Longest that steps may follow each other without timers and I/O getting a turn, in milliseconds. */
 const TURN_MS = 2
@@ -42,9 +37,9 @@ export class Engine {
   readonly #pool: BlockPool
   readonly #slots: SlotPool
   readonly #cache: PrefixCache | undefined
-  readonly #step: StepView
-  #result: ResultView
-  #offsets: ResultOffsets
+  /** As many as the runner takes at once. */
+  readonly #flights: readonly Flight[]
+  #widths = { vocab: 0, hidden: 0 }
   /** Both in order of arrival. */
   readonly #waiting: Request[] = []
   readonly #running: Request[] = []
@@ -53,7 +48,8 @@ export class Engine {
   #disposed = false
   /** DEVICE_LOST, once a step found that the device takes no more work. */
   #lost: IngotError | undefined
-  #settledAt = 0
+  /** When the host took over from a step. */
+  #hostSince = 0
   #turnAt = 0
   readonly #count = new Counters()
 
@@ -84,10 +80,7 @@ export class Engine {
     this.#pool = new BlockPool(capacity.blocks)
     this.#slots = new SlotPool(capacity.slots)
     this.#cache = capacity.prefixCache ? new PrefixCache(this.#pool, needs.blockTokens) : undefined
-    this.#step = createStep(limits)
-    const { view, offsets } = createResult(limits.rows, { vocab: 0, hidden: 0 })
-    this.#result = view
-    this.#offsets = offsets
+    this.#flights = Array.from({ length: runner.depth ?? 1 }, () => new Flight(limits))
   }
 
   /** Queues `work`. Throws QUEUE_FULL; every other failure goes to the sink. */
@@ -106,8 +99,8 @@ export class Engine {
   }
 
   /**
-   * Ends `request` with `error`. Its slot and blocks are free at once: a step under way may still write to them, but
-   * nothing is handed out before it settles.
+   * Ends `request` with `error`. Its slot and blocks are free at once: steps under way may still write to them, but
+   * whoever gets them does so in a later one.
    */
   cancel(request: Request, error: unknown): void {
     if (this.#end(request)) request.work.sink.failed(error)
@@ -139,25 +132,44 @@ export class Engine {
   }
 
   /**
-   * From the end of one step to the start of the next there is no await, so that what consumers do with the tokens
-   * overlaps the step.
+   * From the end of one step to the departure of the next there is no await, so that what consumers do with the tokens
+   * overlaps a step.
    */
   async #run(): Promise<void> {
-    this.#settledAt = this.#turnAt = performance.now()
-    while (this.#running.length > 0 || this.#waiting.length > 0) {
-      const drafted = this.capacity.speculation && this.#guess()
-      if (drafted) await drafted
-      if (this.#running.length + this.#waiting.length === 0) break
-      const batch = this.#begin()
-      if (batch.length === 0) continue
-      const result = this.#shadow?.capture(this.#step, batch) ?? this.#result
-      const error = await this.#launch(result)
-      this.#settledAt = performance.now()
-      if (error === undefined) this.#commit(batch, result)
-      else this.#rollBack(batch, error)
+    this.#hostSince = this.#turnAt = performance.now()
+    this.#count.pause()
+    let next: Flight | undefined
+    while (next || this.#running.length + this.#waiting.length > 0) {
+      if (!next) {
+        const drafted = this.capacity.speculation && this.#guess()
+        if (drafted) await drafted
+        next = this.#depart()
+        if (!next) continue
+      }
+      const flight = next
+      next = this.#mayFollow(flight) ? this.#depart(flight) : undefined
+      const error = await this.#drive(flight.settled)
+      this.#hostSince = performance.now()
+      if (error === undefined) this.#commit(flight)
+      else {
+        this.#rollBack(flight, error)
+        // Rejected as well. Whoever is left in it is scheduled again, from where the failed step found it.
+        await next?.settled
+        next = undefined
+      }
       this.#shadow?.settle(error === undefined)
     }
     this.#loop = undefined
+  }
+
+  /**
+   * Whether a step may depart before the tokens of `flight` are read. Guesses, penalties and a shadow's comparison look at
+   * them on the host; and what preempts a request must know all that it has.
+   */
+  #mayFollow({ batch }: Flight): boolean {
+    if (this.#flights.length === 1 || this.capacity.speculation || this.#shadow) return false
+    const needed = batch.some(({ sequence, rows }) => rows > 0 && needsTokens(sequence))
+    return !needed && !this.#preempts(this.#count.steps + 2)
   }
 
   /** Writes guesses behind the known tokens of all requests that have use for some. */
@@ -173,43 +185,47 @@ export class Engine {
       await draft.propose(requests, (step) => this.#drive(step))
     } catch (cause) {
       this.#count.failedSteps++
-      const error = cause instanceof IngotError ? cause : stepFailed(cause)
+      const error = stepError(cause)
       for (const request of requests) this.cancel(request, error)
       this.#loseAfter(error)
     }
-    this.#settledAt += performance.now() - started
+    this.#hostSince += performance.now() - started
   }
 
-  /** Schedules, reserves and packs. A fault here is the engine's own: it ends every request rather than leave one hanging. */
-  #begin(): readonly Assignment<Request>[] {
+  /**
+   * Schedules, reserves, packs and submits a step, behind `before` where that is in flight; undefined where none can. A
+   * fault here is the engine's own: it ends every request rather than leave one hanging.
+   */
+  #depart(before?: Flight): Flight | undefined {
+    const flight = this.#flights.find((each) => each !== before)!
     try {
-      const batch = this.#reserve()
-      if (batch.length === 0) throw new Error('no sequence can advance')
-      pack(this.#step, batch, this.capacity.needs.resets, this.#offsets)
-      return batch
+      for (const { sequence } of before?.batch ?? []) this.#settle(sequence)
+      before?.advance()
+      flight.batch = this.#reserve(before !== undefined)
+      if (flight.batch.length === 0) {
+        if (before || this.#running.length + this.#waiting.length === 0) return undefined
+        throw new Error('no sequence can advance')
+      }
+      pack(flight.step, flight.batch, this.capacity.needs.resets, flight.room.offsets, before !== undefined)
     } catch (cause) {
       const error = fail('STEP_FAILED', { where: 'the engine', reason: (cause as Error).message }, cause)
       for (const request of [...this.#running, ...this.#waiting]) this.cancel(request, error)
-      return []
-    }
-  }
-
-  /** Runs the packed step and resolves to why it failed, or undefined. */
-  async #launch(result: ResultView): Promise<unknown> {
-    const started = performance.now()
-    this.#count.hostMs += started - this.#settledAt
-    try {
-      await this.#drive(this.#runner.step(this.#step, result))
       return undefined
-    } catch (cause) {
-      return cause instanceof IngotError ? cause : stepFailed(cause)
     }
+    const result = this.#shadow?.capture(flight.step, flight.batch)
+    const started = performance.now()
+    this.#count.hostMs += started - this.#hostSince
+    this.#hostSince = started
+    if (before) this.#count.stepsAhead++
+    flight.launch(this.#runner, result)
+    return flight
   }
 
   /** Awaits a step of the model or its draft. */
-  async #drive(step: Promise<void>): Promise<void> {
-    if (performance.now() - this.#turnAt < TURN_MS) await step
-    else await Promise.all([step, this.#turn()])
+  async #drive<T>(step: Promise<T>): Promise<T> {
+    if (performance.now() - this.#turnAt < TURN_MS) return step
+    const [outcome] = await Promise.all([step, this.#turn()])
+    return outcome
   }
 
   /** While a step runs, whatever waits on the event loop gets its turn. */
@@ -218,13 +234,17 @@ export class Engine {
     this.#turnAt = performance.now()
   }
 
-  /** Schedules, and takes what the batch needs. */
-  #reserve(): readonly Assignment<Request>[] {
-    this.#preemptForTest()
+  /**
+   * Schedules, and takes what the batch needs. `ahead`: another step is in flight, and nobody is preempted before it has
+   * settled: the batch is empty where somebody would have to be.
+   */
+  #reserve(ahead: boolean): readonly Assignment<Request>[] {
+    if (!ahead && this.#preempts(this.#count.steps + 1)) this.#preemptForTest()
     const candidates = this.#waiting.slice(0, this.#slots.free)
     for (const request of candidates) this.#cache?.seek(request)
     const resources = { refs: this.#pool.refs, blocks: this.#pool.free, slots: this.#slots.free }
     const { batch, admitted, preempted } = schedule(this.#running, candidates, resources, this.#policy)
+    if (ahead && preempted.length > 0) return []
     for (const request of preempted) this.#preempt(request)
     for (const request of admitted) this.#hold(request)
     for (const request of admitted) this.#admit(request)
@@ -259,15 +279,16 @@ export class Engine {
     request.cachedTokens = request.computed
   }
 
-  #commit(batch: readonly Assignment<Request>[], result: ResultView): void {
+  #commit({ batch, result, advanced }: Flight): void {
     this.#count.step(result)
     let row = 0
     for (const { sequence, tokens, rows } of batch) {
       this.#settle(sequence)
       this.#count.tokens += tokens
-      if (!sequence.done) {
-        const wrong = this.#verify(sequence, tokens, result, row)
-        sequence.computed += tokens - wrong
+      if (sequence.done) this.#count.discardedTokens += tokens
+      else {
+        const wrong = advanced ? 0 : verify(sequence, tokens, result, row, this.#count)
+        if (!advanced) sequence.computed += tokens - wrong
         this.#cache?.register(sequence)
         this.#deliver(sequence, result, row, rows - wrong)
       }
@@ -275,21 +296,10 @@ export class Engine {
     }
   }
 
-  /** How many of the `tokens` that a step computed are guesses to drop: from the first on that was not sampled. */
-  #verify(request: Request, tokens: number, result: ResultView, row: number): number {
-    const proposed = Math.max(0, request.computed + tokens - request.known)
-    request.proposed = 0
-    if (proposed === 0) return 0
-    const right = accepted(request, proposed, result, row)
-    request.guesses!.settle(proposed, right, request.known)
-    this.#count.proposed += proposed
-    this.#count.accepted += right
-    return proposed - right
-  }
-
   /** The requests of a rejected step fail and return all they hold; nobody else notices. */
-  #rollBack(batch: readonly Assignment<Request>[], error: unknown): void {
+  #rollBack({ batch }: Flight, error: unknown): void {
     this.#count.failedSteps++
+    this.#count.pause()
     for (const { sequence } of batch) this.#settle(sequence)
     for (const { sequence } of batch) this.cancel(sequence, error)
     this.#loseAfter(error)
@@ -302,7 +312,7 @@ export class Engine {
     for (const request of [...this.#running, ...this.#waiting]) this.cancel(request, error)
   }
 
-  /** The step that `request` took part in is over. */
+  /** The step that copies a block for `request` is over, or runs before any other that may write to the block. */
   #settle(request: Request): void {
     if (request.copySource > 0) this.#pool.release(request.copySource)
     request.copySource = 0
@@ -315,7 +325,7 @@ export class Engine {
       for (let i = 0; i < rows; i++) {
         const position = request.computed - rows + i
         if (output === 'token') {
-          request.append(result.rows[(row + i) * ROW_WORDS]!)
+          request.put(position + 1, sampled(result, row + i))
           this.#count.sampledTokens++
         }
         if (sink.row(result, row + i, position)) this.#end(request)
@@ -342,6 +352,7 @@ export class Engine {
   /** Returns slot and blocks. Tails first, so that children fall idle before their parents. */
   #vacate(request: Request): void {
     if (request.slot === 0) return
+    this.#settle(request)
     for (let i = request.blocks.length - 1; i >= 0; i--) this.#pool.release(request.blocks[i]!)
     this.#slots.release(request.slot)
     request.blocks = []
@@ -360,9 +371,13 @@ export class Engine {
     insertByArrival(this.#waiting, request)
   }
 
-  #preemptForTest(): void {
+  /** Whether a test asks for a preemption before that step; the first is 1. */
+  #preempts(step: number): boolean {
     const { preemptEvery } = this.capacity
-    if (preemptEvery === 0 || (this.#count.steps + 1) % preemptEvery !== 0) return
+    return preemptEvery > 0 && step % preemptEvery === 0
+  }
+
+  #preemptForTest(): void {
     const victim = this.#running.findLast((request) => request.known > request.knownAtAdmission)
     if (victim) this.#preempt(victim)
   }
@@ -375,26 +390,10 @@ export class Engine {
 
   /** Makes room in the result buffer for what `work` wants beyond tokens. */
   #provide({ output }: Work): void {
-    const { logits, hidden } = this.#offsets
-    if (output === 'token' || (output === 'logits' ? logits : hidden) > 0) return
-    const widths = {
-      vocab: output === 'logits' || logits > 0 ? this.#vocab : 0,
-      hidden: output === 'hidden' || hidden > 0 ? this.#hidden : 0,
-    }
-    const { view, offsets } = createResult(this.capacity.limits.rows, widths)
-    this.#result = view
-    this.#offsets = offsets
+    const { vocab, hidden } = this.#widths
+    if (output === 'token' || (output === 'logits' ? vocab : hidden) > 0) return
+    const widths = output === 'logits' ? { vocab: this.#vocab, hidden } : { vocab, hidden: this.#hidden }
+    for (const flight of this.#flights) flight.widen(widths)
+    this.#widths = widths
   }
-}
-
-function stepFailed(cause: unknown): IngotError {
-  const reason = cause instanceof Error ? cause.message : String(cause)
-  return fail('STEP_FAILED', { where: 'the backend', reason }, cause)
-}
-
-/** Almost always at the end: only preempted sequences come back to an earlier place. */
-function insertByArrival(list: Request[], request: Request): void {
-  let index = list.length
-  while (index > 0 && list[index - 1]!.arrival > request.arrival) index--
-  list.splice(index, 0, request)
 }

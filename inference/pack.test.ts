@@ -37,7 +37,7 @@ test('a ragged batch, field by field', () => {
     },
     { slot: 2, computed: 3, blocks: [5, 6] },
   )
-  penalised.append(13)
+  penalised.put(penalised.known, 13)
   const prefill = make(
     { prompt: Int32Array.of(20, 21, 22, 23), sampling: choice({ seed: 1 }) },
     { slot: 1, blocks: [4] },

@@ -34,12 +34,13 @@ interface Cursor {
   wanted: number
 }
 
-/** `resets`: the plan has states that a new sequence needs zeroed. */
+/** `resets`: the plan has states that a new sequence needs zeroed. `follows`: the step before it is in flight. */
 export function pack(
   step: StepView,
   batch: readonly Assignment<Packed>[],
   resets: boolean,
   offsets: ResultOffsets,
+  follows = false,
 ): void {
   const cursor: Cursor = { tokens: 0, rows: 0, copies: 0, resets: 0, history: 0, biases: 0, wanted: 0 }
   for (let index = 0; index < batch.length; index++) packSequence(step, cursor, batch[index]!, index, resets)
@@ -52,6 +53,7 @@ export function pack(
   header[word.resets] = cursor.resets
   header[word.history] = cursor.history
   header[word.biases] = cursor.biases
+  header[word.follows] = follows ? 1 : 0
   header[word.result_logits] = cursor.wanted & sampleFlags.logits ? offsets.logits : 0
   header[word.result_hidden] = cursor.wanted & sampleFlags.hidden ? offsets.hidden : 0
 }

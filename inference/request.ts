@@ -34,7 +34,7 @@ export class Request implements Sequence {
   readonly work: Work
   readonly allRows: boolean
   readonly guesses: Guesses | undefined
-  /** Prompt, then output, then guesses. */
+  /** Prompt, then output, then guesses. The last known one is a reference while the step that samples it is in flight. */
   tokens: Int32Array
   known: number
   proposed = 0
@@ -74,16 +74,30 @@ export class Request implements Sequence {
     this.tokens = work.prompt
   }
 
+  /** Tokens of the prompt and the longest output. */
+  get mostTokens(): number {
+    return this.work.prompt.length + this.work.maxTokens
+  }
+
   /** Makes `tokens` as long as the request can get; a queue of prompts does not need it yet. */
   grow(): void {
-    const length = this.work.prompt.length + this.work.maxTokens
+    const length = this.mostTokens
     if (this.tokens.length >= length) return
     const tokens = new Int32Array(length)
     tokens.set(this.tokens)
     this.tokens = tokens
   }
 
-  append(token: number): void {
-    this.tokens[this.known++] = token
+  /** The last known token, at `position`; or a reference to it, which it takes the place of later. */
+  put(position: number, token: number): void {
+    this.tokens[position] = token
+    this.known = position + 1
   }
+}
+
+/** Almost always at the end: only preempted sequences come back to an earlier place. */
+export function insertByArrival(list: Request[], request: Request): void {
+  let index = list.length
+  while (index > 0 && list[index - 1]!.arrival > request.arrival) index--
+  list.splice(index, 0, request)
 }

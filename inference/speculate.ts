@@ -169,10 +169,31 @@ export function lookUp(request: Request): void {
  * How many of the `proposed` tokens behind `request.known` are what the rows of `result` from `row` on sampled. A row is
  * only looked at when all guesses before it were right.
  */
-export function accepted(request: Request, proposed: number, result: ResultView, row: number): number {
+function accepted(request: Request, proposed: number, result: ResultView, row: number): number {
   let count = 0
   while (count < proposed && sampled(result, row + count) === request.tokens[request.known + count]) count++
   return count
+}
+
+/**
+ * How many of the `tokens` that a step computed for `request` are guesses to drop: from the first on that was not sampled.
+ * `count` is told.
+ */
+export function verify(
+  request: Request,
+  tokens: number,
+  result: ResultView,
+  row: number,
+  count: { proposed: number; accepted: number },
+): number {
+  const proposed = Math.max(0, request.computed + tokens - request.known)
+  request.proposed = 0
+  if (proposed === 0) return 0
+  const right = accepted(request, proposed, result, row)
+  request.guesses!.settle(proposed, right, request.known)
+  count.proposed += proposed
+  count.accepted += right
+  return proposed - right
 }
 
 /** The token of row `row`. */

@@ -1,8 +1,8 @@
 /** One generation as its caller sees it: an async iterable of events, and a promise of the whole. */
 import { TOP_LOGPROBS } from '../abi/ops/sample.ts'
-import type { ResultView } from '../abi/step.ts'
+import { type ResultView, ROW_RESULT_BYTES } from '../abi/step.ts'
 import { fail } from '../errors.ts'
-import { type Engine, ROW_WORDS } from './engine.ts'
+import type { Engine } from './engine.ts'
 import type { Request } from './request.ts'
 import type { Sampling } from './sampling.ts'
 import type { Guesses } from './speculate.ts'
@@ -70,6 +70,9 @@ export interface Prepared {
   /** What runs it. */
   readonly engine: Engine
 }
+
+/** Of one RowResult: token, logprob, then the alternatives. */
+const ROW_WORDS = ROW_RESULT_BYTES / 4
 
 type Finish = { readonly reason: FinishReason; readonly stopReason?: string | number }
 type Mutable<T> = { -readonly [K in keyof T]: T[K] }
