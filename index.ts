@@ -79,6 +79,12 @@ export interface OpenOptions extends ModelOptions {
    * CUDA device's may, where that is faster. `device.deterministic` says so.
    */
   deterministic?: boolean | undefined
+  /**
+   * Hand a step over before the tokens of the last one are read, so that the backend never waits for JavaScript; a request
+   * that arrives meanwhile waits a step longer. Default: where the backend gains by it (cuda). Steps whose tokens the host
+   * must see first wait for them: with penalties, `speculative` or a shadow.
+   */
+  pipelined?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */
   allowPerSlot?: boolean | undefined
   /** The dual path: compare some live steps with a backend or package that is trusted. Default: don't. */
@@ -123,6 +129,7 @@ const openSchema = z.strictObject({
     .describe('a boolean or "auto"'),
   isa: z.string().optional().describe('the name of an instruction set'),
   deterministic: z.boolean().optional().describe('a boolean'),
+  pipelined: z.boolean().optional().describe('a boolean'),
   allowPerSlot: z.boolean().optional().describe('a boolean'),
   shadow: shadowSchema,
   integrity: z.enum(['auto', 'full', 'structure']).optional().describe('"auto", "full" or "structure"'),
@@ -292,6 +299,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     pin,
     isa = '',
     deterministic,
+    pipelined,
     allowPerSlot,
     record,
     certificates = 'allow',
@@ -312,7 +320,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   // A guess is accepted when it is what the model would have said without it.
   const exact = deterministic ?? (fixed.speculation ? true : undefined)
   const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
-    device.open(pkg, { limits, blocks, slots, threads, pin, isa, deterministic: exact, allowPerSlot })
+    device.open(pkg, { limits, blocks, slots, threads, pin, isa, deterministic: exact, pipelined, allowPerSlot })
   const opened = await openRunner(pkg, fixed)
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
@@ -331,6 +339,10 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
         expected: 'a backend whose outputs do not depend on the batch',
         got: backend,
       })
+    if (pipelined && runner.depth !== 2) {
+      const expected = 'no record: that needs what each step leaves, before the next'
+      throw fail('OPTION_INVALID', { option: 'pipelined', expected, got: 'true, and record' })
+    }
     if (shadowed) {
       const other = shadowed.package === undefined ? pkg : await readPackage(shadowed.package, { integrity })
       shadow = await openShadow(shadowed, other, { pkg, runner, capacity: fixed, deterministic, allowPerSlot })

@@ -18,7 +18,7 @@ import { kindOf } from './device-work.ts'
 import { quantile, randomPrompts } from './measure.ts'
 import { writeCheckpoint } from './peers/checkpoint.ts'
 import { type ShapeName, shape, shapeNames } from './peers/shapes.ts'
-import { type BenchReport, bench, openForBench, timeDecode } from './step.ts'
+import { type BenchReport, bench, openForBench, perStep, timeDecode } from './step.ts'
 
 interface Options {
   readonly backend: string
@@ -32,6 +32,8 @@ interface Options {
   readonly deterministic: readonly boolean[]
   readonly models: string
   readonly breakdown?: boolean
+  /** False: each step is submitted after the tokens of the last are read; true: as the backend does by default. */
+  readonly pipelined: boolean
 }
 
 const checks = ['goldens', 'tasks', 'invariance', 'faults']
@@ -131,13 +133,16 @@ function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: Be
   for (const p of prefill) say(`  prefill ${p.tokens} x ${p.batch}: ${p.tokensPerSecond.toFixed(0)} tok/s`)
   for (const d of decode)
     say(
-      `  decode x ${d.batch} at ${d.context}: ${d.tokensPerSecond.toFixed(0)} tok/s, ${d.msPerStep.toFixed(3)} ms, ${d.gigabytesPerSecond.toFixed(0)} GB/s`,
+      `  decode x ${d.batch} at ${d.context}: ${d.tokensPerSecond.toFixed(0)} tok/s, ${d.msPerStep.toFixed(3)} ms, ${d.gigabytesPerSecond.toFixed(0)} GB/s, ${d.idleMicroseconds.toFixed(0)} us between steps`,
     )
 }
 
+const wayOf = ({ backend, pipelined }: Options) => ({ backend, ...(!pipelined && { pipelined }) })
+
 /** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
-async function breakdown(path: string, { backend, prompt, generate }: Options, deterministic: boolean, batch: number) {
-  const shared = { backend, deterministic, prompt, generate, repeats: 1 }
+async function breakdown(path: string, options: Options, deterministic: boolean, batch: number) {
+  const { prompt, generate } = options
+  const shared = { ...wayOf(options), deterministic, prompt, generate, repeats: 1 }
   const free = addon().cuda().availableBytes
   await using model = await openForBench(path, { ...shared, batches: [batch], stepTokens: 2048 })
   const taken = free - addon().cuda().availableBytes
@@ -146,8 +151,6 @@ async function breakdown(path: string, { backend, prompt, generate }: Options, d
   const before = model.stats()
   const times = await timeDecode(model, prompts, generate)
   const after = model.stats()
-  const spent = (field: 'deviceMicrosecondsPerStep' | 'hostMicrosecondsPerStep') =>
-    (after[field] * after.steps - before[field] * before.steps) / (after.steps - before.steps)
   await model.setTally(true)
   await timeDecode(model, prompts, generate)
   const tally = (await model.tally())!.decode
@@ -157,9 +160,12 @@ async function breakdown(path: string, { backend, prompt, generate }: Options, d
     sums[name] = (sums[name] ?? 0) + nanoseconds / tally.steps / 1000
   }
   const wall = 1000 * quantile(times, 0.5)
-  const [device, host] = [spent('deviceMicrosecondsPerStep'), spent('hostMicrosecondsPerStep')]
+  const device = perStep(before, after, 'deviceMicrosecondsPerStep')
+  const host = perStep(before, after, 'hostMicrosecondsPerStep')
+  const idle = perStep(before, after, 'idleMicrosecondsPerStep')
+  const means = [device, idle, host].map((us) => us.toFixed(0))
   say(
-    `  step x ${batch}: ${wall.toFixed(0)} us, native mean ${device.toFixed(0)}, host ${host.toFixed(0)}; alone, by opcode:`,
+    `  step x ${batch}: ${wall.toFixed(0)} us, native mean ${means[0]}, ${means[1]} between steps, host ${means[2]}; alone, by opcode:`,
   )
   say(
     `    ${Object.entries(sums)
@@ -171,7 +177,7 @@ async function breakdown(path: string, { backend, prompt, generate }: Options, d
   say(
     `    device memory: ${(taken / 2 ** 20).toFixed(0)} MiB taken at open, ${(planned / 2 ** 20).toFixed(0)} MiB accounted for`,
   )
-  return { batch, wall, device, host, opcodes: sums, taken, planned }
+  return { batch, wall, device, idle, host, opcodes: sums, taken, planned }
 }
 
 async function measure(options: Options) {
@@ -189,9 +195,9 @@ async function measure(options: Options) {
     for (const quantize of options.formats) {
       const { path } = await compile(checkpoint, { out: join(options.models, `${name}-${quantize}.ingot`), quantize })
       for (const deterministic of options.deterministic) {
-        const { backend, prompt, generate } = options
+        const { prompt, generate } = options
         const title = `${name} ${quantize}${deterministic ? ' deterministic' : ''}`
-        const shared = { backend, deterministic, generate, repeats: 1 }
+        const shared = { ...wayOf(options), deterministic, generate, repeats: 1 }
         try {
           const report = await bench(path, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
           const steps: Awaited<ReturnType<typeof breakdown>>[] = []
@@ -227,6 +233,7 @@ const command = new Command('device')
     true,
     false,
   ])
+  .option('--no-pipelined', 'submit each step after the tokens of the last are read')
   .option('--breakdown', 'also where a decode step spends its time')
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
   .parse()

@@ -1,6 +1,6 @@
 /** Prefill and decode speed of one package on one backend, through the public interface, against the machine's ceilings. */
 import { stepBytes, stepShape, work } from '../compute/work.ts'
-import { type Model, open } from '../index.ts'
+import { type EngineStats, type Model, open } from '../index.ts'
 import { type Ceilings, ceilings } from './ceilings.ts'
 import { quantile, randomPrompts, type Spread, spread } from './measure.ts'
 
@@ -10,6 +10,7 @@ export interface BenchOptions {
   readonly threads?: number
   /** As that of open(). */
   readonly deterministic?: boolean
+  readonly pipelined?: boolean
   /** Tokens of the prompts that prefill is measured on. */
   readonly prompt: number
   /** Tokens that each sequence has before it decodes; default: the prompt. */
@@ -40,6 +41,8 @@ export interface DecodeCell {
   /** Weights and state. */
   readonly bytesPerStep: number
   readonly gigabytesPerSecond: number
+  /** Mean time of a step that the backend waited for the host. */
+  readonly idleMicroseconds: number
   /** Of the read bandwidth; absent without ceilings. */
   readonly readShare?: number
   readonly spread: Spread
@@ -63,7 +66,7 @@ const contextOf = ({ context, prompt }: BenchOptions) => context ?? prompt
 
 /** Opens the package with room for every cell. */
 export function openForBench(path: string, options: BenchOptions): Promise<Model> {
-  const { backend, isa, threads, deterministic, prompt, generate, batches, stepTokens } = options
+  const { backend, isa, threads, deterministic, pipelined, prompt, generate, batches, stepTokens } = options
   const most = Math.max(...batches)
   const budget = stepTokens ?? Math.max(512, most)
   const longest = Math.max(prompt, contextOf(options))
@@ -74,6 +77,7 @@ export function openForBench(path: string, options: BenchOptions): Promise<Model
     ...(isa && { isa }),
     ...(threads && { threads }),
     ...(deterministic !== undefined && { deterministic }),
+    ...(pipelined !== undefined && { pipelined }),
     maxSlots: most,
     contextTokens: longest + generate + wait + 2,
     maxTokensPerStep: budget,
@@ -85,6 +89,15 @@ export function openForBench(path: string, options: BenchOptions): Promise<Model
 export async function ceilingsFor({ backend, isa, threads }: BenchOptions): Promise<Ceilings | undefined> {
   if (backend !== 'cpu') return undefined
   return ceilings({ ...(isa && { isa }), ...(threads && { threads }) })
+}
+
+/** Mean microseconds of a step, of those that a model ran between two looks at its counters. */
+export function perStep(
+  before: EngineStats,
+  after: EngineStats,
+  field: 'deviceMicrosecondsPerStep' | 'hostMicrosecondsPerStep' | 'idleMicrosecondsPerStep',
+): number {
+  return (after[field] * after.steps - before[field] * before.steps) / (after.steps - before.steps)
 }
 
 /** Milliseconds until every prompt has its first token. */
@@ -134,7 +147,12 @@ function prefillCell(model: Model, batch: number, tokens: number, times: readonl
   return { tokens, batch, tokensPerSecond, ...(peakShare && { peakShare }), spread: spread(rates) }
 }
 
-function decodeCell(model: Model, batch: number, context: number, times: readonly number[], limit?: Ceilings) {
+function decodeCell(
+  model: Model,
+  { batch, steps: times, idle }: { readonly batch: number; readonly steps: number[]; readonly idle: number[] },
+  context: number,
+  limit?: Ceilings,
+) {
   const msPerStep = quantile(times, 0.5)
   const bytesPerStep = stepBytes(model.plan, stepShape(batch, 1, context))
   const gigabytesPerSecond = bytesPerStep / msPerStep / 1e6
@@ -145,6 +163,7 @@ function decodeCell(model: Model, batch: number, context: number, times: readonl
     msPerStep,
     bytesPerStep,
     gigabytesPerSecond,
+    idleMicroseconds: quantile(idle, 0.5),
     ...(limit && { readShare: gigabytesPerSecond / limit.read.median }),
     spread: spread(times.map((ms) => (batch * 1000) / ms)),
   }
@@ -159,22 +178,25 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
   const start = performance.now()
   await using model = await openForBench(path, options)
   const loadMs = performance.now() - start
-  const measured: { batch: number; prefills: number[]; steps: number[] }[] = []
+  const measured: { batch: number; prefills: number[]; steps: number[]; idle: number[] }[] = []
   const total = batches.length * (repeats + 1)
   let done = 0
   for (const batch of batches) {
     const prefills: number[] = []
     const steps: number[] = []
+    const idle: number[] = []
     for (let repeat = 0; repeat <= repeats; repeat++) {
       options.onProgress?.(done++, total, `${batch} sequences`)
       const prompts = (tokens: number) => randomPrompts(batch, tokens, model.info.vocab, 1 + repeat)
       const prefillMs = await timePrefill(model, prompts(prompt))
+      const before = model.stats()
       const stepMs = await timeDecode(model, prompts(contextOf(options)), generate)
       if (repeat === 0) continue
       prefills.push(prefillMs)
       steps.push(...stepMs)
+      idle.push(perStep(before, model.stats(), 'idleMicrosecondsPerStep'))
     }
-    measured.push({ batch, prefills, steps })
+    measured.push({ batch, prefills, steps, idle })
   }
   // Before the probe of the ceilings, whose buffer is larger than most models.
   const peakBytes = process.resourceUsage().maxRSS * 1024
@@ -192,6 +214,6 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
     loadMs,
     ...(limit && { ceilings: limit }),
     prefill: measured.map(({ batch, prefills }) => prefillCell(model, batch, prompt, prefills, limit)),
-    decode: measured.map(({ batch, steps }) => decodeCell(model, batch, context, steps, limit)),
+    decode: measured.map((cell) => decodeCell(model, cell, context, limit)),
   }
 }

@@ -27,6 +27,7 @@ interface Options extends Shared, SpeculativeFlags {
   readonly stepTokens?: number
   readonly backend: string
   readonly deterministic?: boolean
+  readonly pipelined?: boolean
   readonly isa?: string
   readonly threads?: number
   readonly profile?: boolean
@@ -39,13 +40,13 @@ function benchText(report: BenchReport, { prompt, generate }: Options): string {
   const share = (value?: number) => (value === undefined ? '' : percent(value)).padStart(9)
   const rows = report.decode.map((d, index) => {
     const p = report.prefill[index]!
-    return `${cell(d.batch)}${cell(p.tokensPerSecond)}${share(p.peakShare)}${cell(d.tokensPerSecond)}  [${d.spread.low.toFixed(0)} to ${d.spread.high.toFixed(0)}]${cell(d.msPerStep, 2)}${cell(d.gigabytesPerSecond, 1)}${share(d.readShare)}`
+    return `${cell(d.batch)}${cell(p.tokensPerSecond)}${share(p.peakShare)}${cell(d.tokensPerSecond)}  [${d.spread.low.toFixed(0)} to ${d.spread.high.toFixed(0)}]${cell(d.msPerStep, 2)}${cell(d.gigabytesPerSecond, 1)}${share(d.readShare)}${cell(d.idleMicroseconds)}`
   })
   return [
     `${report.model} on ${report.device}: weights ${mebibytes(report.weightsBytes)}, state ${report.stateBytesPerToken} B a token, peak ${mebibytes(report.peakBytes)}`,
     `load ${report.loadMs.toFixed(0)} ms, ${report.launchesPerStep} launches a step; prompt ${prompt}, ${generate} steps after ${report.decode[0]!.context - Math.floor(generate / 2)} tokens; tokens/s`,
     ...(report.ceilings ? [ceilingsText(report.ceilings)] : []),
-    'sequences  prefill  of peak   decode  [p10 to p90]  ms/step     GB/s  of read',
+    'sequences  prefill  of peak   decode  [p10 to p90]  ms/step     GB/s  of read  idle us',
     ...rows,
   ].join('\n')
 }
@@ -110,6 +111,8 @@ export const benchCommand = new Command('bench')
   .option('--step-tokens <n>', 'most tokens of one step', integer(1))
   .option('--backend <name>', 'cpu, cuda, reference, null', 'cpu')
   .addOption(deterministicFlag)
+  .option('--pipelined', 'submit a step before the tokens of the last are read; default: on cuda')
+  .option('--no-pipelined', 'submit it after; default: elsewhere')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .option('--profile', 'show by opcode where the time goes, and how near that is to the limits of the machine')
@@ -123,6 +126,7 @@ export const benchCommand = new Command('bench')
       const {
         backend,
         deterministic,
+        pipelined,
         isa,
         threads,
         prompt,
@@ -144,6 +148,7 @@ export const benchCommand = new Command('bench')
         ...(isa && { isa }),
         ...(threads && { threads }),
         ...(deterministic && { deterministic }),
+        ...(pipelined !== undefined && { pipelined }),
         ...(context && { context }),
         ...(stepTokens && { stepTokens }),
       }

@@ -38,7 +38,7 @@ it.each(stateCases)('$name on $backend', async ({ name, backend, rewinds }) => {
   const pkg = packages.get(name)!
   const paged = pkg.plan.states.some(({ kind }) => kind === 'paged')
   const variations = variationsOf({ backend, contextTokens: CONTEXT }, rewinds, paged)
-  expect(variations.length).toBe(rewinds ? 11 : paged ? 10 : 9)
+  expect(variations.length).toBe(rewinds ? 12 : paged ? 11 : 10)
   const reports = await checkInvariance((options) => openLinked(pkg, options), requests, variations)
   expect(reports.filter(({ differing }) => differing.length > 0)).toEqual([])
   expect(reports.filter(({ happened }) => !happened)).toEqual([])

@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { addon, packageRoot } from '../abi/native.ts'
 import { BLOCK_TOKENS } from '../abi/state.ts'
-import { compile } from '../index.ts'
-import { checkInvariance, mixedRequests, standardVariations, type VariationReport } from './invariance.ts'
+import { compile, open } from '../index.ts'
+import { checkInvariance, fingerprint, mixedRequests, standardVariations, type VariationReport } from './invariance.ts'
 
 const CONTEXT = 128
 const base = { contextTokens: CONTEXT }
@@ -36,6 +36,33 @@ describe.each(cases)('$checkpoint, $quantize, state $state', ({ checkpoint, quan
     expect(differing(reports)).toEqual([])
     expect(reports.filter(({ happened }) => !happened)).toEqual([])
     expect(new Set(reports.map(({ launchesPerStep }) => launchesPerStep)).size).toBe(1)
+  })
+
+  it('gives the same bits where steps run ahead of ends, preemptions and cancellations', async () => {
+    const blocks = CONTEXT / BLOCK_TOKENS + 6
+    const run = async (pipelined: boolean) => {
+      await using model = await open(path, { ...base, maxSlots: 6, blocks, pipelined })
+      const prints = await Promise.all(
+        requests.map(
+          async ({ ids, options: { repetitionPenalty, presencePenalty, frequencyPenalty, ...plain } }, i) => {
+            const stopTokens = i % 3 ? [] : Array.from({ length: vocab / 8 }, (_, k) => k * 8 + (i % 8))
+            const generation = model.generate(ids, { ...plain, stopTokens })
+            if (i % 5 > 0) return fingerprint(await generation.result())
+            let events = 0
+            for await (const _ of generation) if (++events > i % 7) break
+            return 'cancelled'
+          },
+        ),
+      )
+      return { prints, stats: model.stats() }
+    }
+    const [plain, ahead] = [await run(false), await run(true)]
+    expect(ahead.prints).toEqual(plain.prints)
+    expect(plain.stats).toMatchObject({ stepsAhead: 0, running: 0, failedSteps: 0 })
+    expect(ahead.stats).toMatchObject({ running: 0, failedSteps: 0, blocks: { used: 0 } })
+    expect(ahead.stats.stepsAhead).toBeGreaterThan(50)
+    expect(ahead.stats.discardedTokens).toBeGreaterThan(5)
+    expect(ahead.stats.preemptions).toBeGreaterThan(0)
   })
 
   it('gives the same bits on every instruction set and with any number of threads', async () => {

@@ -131,7 +131,7 @@ const shuffled = (seed: number) => (count: number) => {
 export function standardVariations(base: OpenOptions, blocksOfOne: number): Variation[] {
   const plain = { ...base, prefixCache: false }
   return [
-    { name: 'alone', open: { ...plain, maxSlots: 1 }, alone: true },
+    { name: 'alone', open: { ...plain, maxSlots: 1, pipelined: false }, alone: true },
     { name: 'batched', open: { ...plain, maxSlots: 16 } },
     {
       name: 'batched in reverse, 7 slots',
@@ -162,6 +162,11 @@ export function standardVariations(base: OpenOptions, blocksOfOne: number): Vari
       open: { ...base, maxSlots: 16, prefixCache: true, blocks: blocksOfOne + 6 },
       order: shuffled(5),
       happened: ({ preemptions }) => preemptions > 0,
+    },
+    {
+      name: 'steps ahead of the tokens that they compute, 3 slots',
+      open: { ...plain, maxSlots: 3, pipelined: true },
+      happened: ({ stepsAhead }) => stepsAhead > 10,
     },
   ]
 }

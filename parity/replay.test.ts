@@ -96,6 +96,10 @@ describe('a recorded step', () => {
     const record = join(folder, 'llama.ingot', 'manifest.json', 'x')
     await expect(open(pkg.path, { record })).rejects.toMatchObject({ code: 'OUTPUT_UNWRITABLE' })
     await expect(open(pkg.path, { record: { directory: '' } })).rejects.toMatchObject({ code: 'OPTION_INVALID' })
+    await expect(open(pkg.path, { record: join(folder, 'ahead'), pipelined: true })).rejects.toMatchObject({
+      code: 'OPTION_INVALID',
+      details: { option: 'pipelined' },
+    })
   })
 })
 

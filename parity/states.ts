@@ -166,12 +166,12 @@ export function packageStates({ name, mixers }: StateModel, folder: string): Pro
 /** Opens a linked package as index.ts opens one from disk; `wrap` may stand between engine and runner. */
 export async function openLinked(
   pkg: LinkedPackage,
-  { backend = 'cpu', threads = 1, isa = '', ...sizes }: OpenOptions,
+  { backend = 'cpu', threads = 1, isa = '', pipelined, ...sizes }: OpenOptions,
   wrap: (runner: Runner) => Runner = (runner) => runner,
 ): Promise<Model> {
   const fixed = capacity(pkg.plan, sizes, pkg.path)
   const { limits, blocks, slots } = fixed
-  const runner = wrap(await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa }))
+  const runner = wrap(await backendOf(backend).open(pkg, { limits, blocks, slots, threads, isa, pipelined }))
   const { plan, path } = pkg
   const generation = { eosTokens: [], options: {} }
   return new Model({ runner, plan, hash: '', integrity: 'structure', path, capacity: fixed, generation })
