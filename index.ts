@@ -81,8 +81,8 @@ export interface OpenOptions extends ModelOptions {
   deterministic?: boolean | undefined
   /**
    * Hand a step over before the tokens of the last one are read, so that the backend never waits for JavaScript; a request
-   * that arrives meanwhile waits a step longer. Default: where the backend gains by it (cuda). Steps whose tokens the host
-   * must see first wait for them: with penalties, `speculative` or a shadow.
+   * that arrives meanwhile waits a step longer. Default: false. Steps whose tokens the host must see first wait for them:
+   * with penalties, `speculative` or a shadow.
    */
   pipelined?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */

@@ -137,7 +137,7 @@ function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: Be
     )
 }
 
-const wayOf = ({ backend, pipelined }: Options) => ({ backend, ...(!pipelined && { pipelined }) })
+const wayOf = ({ backend, pipelined }: Options) => ({ backend, ...(pipelined && { pipelined }) })
 
 /** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
 async function breakdown(path: string, options: Options, deterministic: boolean, batch: number) {
@@ -233,7 +233,7 @@ const command = new Command('device')
     true,
     false,
   ])
-  .option('--no-pipelined', 'submit each step after the tokens of the last are read')
+  .option('--pipelined', 'submit a step before the tokens of the last are read')
   .option('--breakdown', 'also where a decode step spends its time')
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
   .parse()

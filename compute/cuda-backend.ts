@@ -60,7 +60,7 @@ function assertDevice(isa: string): void {
 
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   link('cuda', cudaTable, pkg, options)
-  const { limits, blocks, slots, deterministic = false, pipelined = true, isa } = options
+  const { limits, blocks, slots, deterministic = false, pipelined = false, isa } = options
   assertDevice(isa)
   const weights = await weightFiles(pkg)
   const shared = { isa: '', threads: 1, pin: 'never', limits, blocks, slots }
