@@ -89,10 +89,12 @@ function checkSampling(step: ReferenceStep, vocab: number): void {
     if (o.bias_start + o.bias_count > biases) throw refuse('sampling', `row ${r} reads biases beyond ${biases}`)
   }
   inside(step.historyIds, history, 'history_ids', vocab)
-  const tokens = step.biasEntries.filter((_, i) => i % (biasEntry.bytes / 4) === biasEntry.word.token)
+  const words = biasEntry.bytes / 4
+  const entries = step.biasEntries.subarray(0, biases * words)
+  const tokens = entries.filter((_, i) => i % words === biasEntry.word.token)
   inside(tokens, biases, 'bias_entries', vocab)
   for (let i = 0; i < biases; i++) {
-    const bias = step.biasEntriesF32[(i * biasEntry.bytes) / 4 + biasEntry.word.bias]!
+    const bias = step.biasEntriesF32[i * words + biasEntry.word.bias]!
     if (!Number.isFinite(bias)) throw refuse('bias_entries', `entry ${i} is ${bias}, expected a finite bias`)
   }
 }
