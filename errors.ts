@@ -166,3 +166,39 @@ export function fail<C extends ErrorCode>(code: C, details: ErrorDetails<C>, cau
   })
   return new ErrorType(code, text, details as Record<string, unknown>, cause)
 }
+
+/** A value from outside as short text for a message. */
+export function shownValue(value: unknown): string {
+  if (value === undefined) return 'nothing'
+  if (typeof value === 'number') return String(value)
+  const json = jsonOf(value)
+  return json.length > 80 ? `${json.slice(0, 77)}...` : json
+}
+
+function jsonOf(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    // JSON.parse reads what is nested deeper than JSON.stringify can go.
+    return 'something that cannot be shown'
+  }
+}
+
+/** What zod says of a value, as far as messages need it. */
+interface SchemaError {
+  readonly issues: readonly { readonly path: readonly PropertyKey[]; readonly message: string }[]
+}
+
+/** The first field of `value` that a schema refused; `whole` names the value. Messages of the schema say what was expected. */
+export function wrongField({ issues }: SchemaError, value: unknown, whole: string) {
+  const { path, message } = issues[0]!
+  const at = path.reduce<unknown>(
+    (inner, key) =>
+      typeof inner === 'object' && inner !== null ? (inner as Record<PropertyKey, unknown>)[key] : undefined,
+    value,
+  )
+  const expected = message
+    .replace(/^Unrecognized key/, 'no key')
+    .replace(/^(?:Invalid|Too)[^:]*: expected (.*?)(?:, received .*)?$/, '$1')
+  return { thing: path.join('.') || whole, expected, got: shownValue(at) }
+}

@@ -3,9 +3,8 @@ import { cpus } from 'node:os'
 import { z } from 'zod'
 import { backendOf } from '../compute/backends.ts'
 import { kernelDigest } from '../compute/kernels.ts'
-import { fail } from '../errors.ts'
-import { wrongField } from '../models/config.ts'
-import { parseJson, readBytes } from '../models/files.ts'
+import { fail, wrongField } from '../errors.ts'
+import { readJson } from '../models/files.ts'
 import type { Package } from '../models/package.ts'
 import { codeDigest } from '../parity/code.ts'
 import {
@@ -13,9 +12,9 @@ import {
   PERFORMANCE_FORMAT,
   type PerformanceMatrix,
   type PerformanceMatrixCell,
-  rowOf,
 } from '../parity/signoff/evidence.ts'
 import type { Phase } from '../parity/signoff/phase.ts'
+import { rowOf } from '../parity/steps.ts'
 import { type BenchOptions, type BenchReport, bench } from './step.ts'
 
 /**
@@ -96,7 +95,7 @@ const peersSchema = z.object({
  * FILE_UNREADABLE, JSON_INVALID, SIGNOFF_FILE_INVALID, and SIGNOFF_STALE where it measured another code than `code`.
  */
 export async function peerCells(path: string, code: string): Promise<PerformanceMatrixCell[]> {
-  const json = parseJson((await readBytes(path, 'a run of bench:peers')).toString('utf8'), path)
+  const json = await readJson(path, 'a run of bench:peers')
   const result = peersSchema.safeParse(json)
   if (!result.success)
     throw fail('SIGNOFF_FILE_INVALID', { path, ...wrongField(result.error, json, 'a run of bench:peers') })

@@ -1,7 +1,7 @@
 /** Results of `npm run bench:peers` (bench/results) as bars of a report. */
-import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
-import { fail } from '../errors.ts'
+import { fail, wrongField } from '../errors.ts'
+import { readJson } from '../models/files.ts'
 import type { PerformancePart } from '../parity/report-data.ts'
 
 const range = z.object({ median: z.number(), least: z.number(), most: z.number() })
@@ -25,21 +25,13 @@ const results = z.object({
     .min(1),
 })
 
-/** One group of bars a row; throws FILE_MISSING, FILE_UNREADABLE or CONFIG_INVALID. */
+/** One group of bars a row; throws FILE_MISSING, FILE_UNREADABLE, JSON_INVALID or CONFIG_INVALID. */
 export async function readPerformance(path: string): Promise<PerformancePart> {
-  const text = await readFile(path, 'utf8').catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'results of bench:peers' }, cause)
-    throw fail('FILE_UNREADABLE', { path, reason: cause.message }, cause)
-  })
-  const parsed = results.safeParse(parse(text))
+  const json = await readJson(path, 'results of bench:peers')
+  const parsed = results.safeParse(json)
   if (!parsed.success) {
-    const { path: at, message } = parsed.error.issues[0]!
-    throw fail('CONFIG_INVALID', {
-      path,
-      field: at.join('.') || 'the document',
-      expected: 'results of bench:peers',
-      got: message,
-    })
+    const { thing, expected, got } = wrongField(parsed.error, json, 'the results')
+    throw fail('CONFIG_INVALID', { path, field: thing, expected: `${expected}, as bench:peers writes it`, got })
   }
   const { date, cpu, threads, peer, rows } = parsed.data
   const bar = (name: string, { value }: z.output<typeof side>, own: boolean) => ({
@@ -59,13 +51,5 @@ export async function readPerformance(path: string): Promise<PerformancePart> {
         bars: [bar('Ingot', row.ingot, true), bar(`node-llama-cpp ${peer}`, row.peer, false)],
       }
     }),
-  }
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
   }
 }

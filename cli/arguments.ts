@@ -1,9 +1,7 @@
 /** Parsers of command-line values; a value that does not fit is a usage error that names it. */
 import { InvalidArgumentError, Option } from 'commander'
-import { backendOf } from '../compute/backends.ts'
 import { fail } from '../errors.ts'
 import type { SpeculativeOptions } from '../index.ts'
-import type { BackendRow } from '../parity/steps.ts'
 
 export function integer(least: number): (text: string) => number {
   return (text) => {
@@ -51,9 +49,3 @@ export function speculativeOf({ draft, lookup, guesses }: SpeculativeFlags): Spe
 }
 
 export const integers = (text: string): number[] => text.split(',').map(integer(1))
-
-/** A row of "cpu", "cpu:avx2", or `isa` beside the former. Throws BACKEND_UNKNOWN or BACKEND_UNAVAILABLE. */
-export function rowOf(name: string, isa = ''): BackendRow {
-  const [backend, own = isa] = name.split(':')
-  return { name: own ? `${backend}:${own}` : backend!, backend: backendOf(backend!), isa: own }
-}

@@ -1,4 +1,3 @@
-import { writeFile } from 'node:fs/promises'
 import { Command } from 'commander'
 import { type Profile, profile, type Scenario } from '../bench/profile.ts'
 import { outsideCells, percent, profileCells, profileHead, profileHtml, profileSvg } from '../bench/profile-chart.ts'
@@ -16,7 +15,7 @@ import {
   speculativeOf,
 } from './arguments.ts'
 import { ceilingsText } from './doctor.ts'
-import { finish, log, mebibytes, print, progress, type Shared } from './terminal.ts'
+import { finish, mebibytes, print, progress, type Shared, write } from './terminal.ts'
 
 interface Options extends Shared, SpeculativeFlags {
   readonly prompt: number
@@ -91,14 +90,6 @@ const profileText = (found: Profile) =>
     ceilingsText(found.ceilings),
     ...found.scenarios.map(scenarioText),
   ].join('\n')
-
-async function write(options: Options, path: string | undefined, content: () => string): Promise<void> {
-  if (path === undefined) return
-  await writeFile(path, content()).catch((cause: Error) => {
-    throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)
-  })
-  log(options, `wrote ${path}`)
-}
 
 export const benchCommand = new Command('bench')
   .description('measure prefill and decode')

@@ -1,10 +1,8 @@
-import { writeFile } from 'node:fs/promises'
 import { Command } from 'commander'
-import { fail } from '../errors.ts'
 import { readPackage } from '../models/package.ts'
 import { printPlan } from '../plans/print.ts'
 import { planReport } from '../plans/report.ts'
-import { finish, log, print, type Shared } from './terminal.ts'
+import { finish, print, type Shared, write } from './terminal.ts'
 
 interface Options extends Shared {
   readonly html?: string
@@ -18,12 +16,7 @@ export const inspectCommand = new Command('inspect')
     finish(async () => {
       const { plan, planHash } = await readPackage(path, { integrity: 'structure' })
       const listing = printPlan(plan)
-      if (options.html !== undefined) {
-        await writeFile(options.html, planReport(plan, planHash, listing)).catch((cause: Error) => {
-          throw fail('OUTPUT_UNWRITABLE', { path: options.html, reason: cause.message }, cause)
-        })
-        log(options, `wrote ${options.html}`)
-      }
+      await write(options, options.html, () => planReport(plan, planHash, listing))
       print(options, { planHash, ...plan }, `plan ${planHash}\n${listing}`)
       return true
     }),

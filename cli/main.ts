@@ -1,9 +1,7 @@
 #!/usr/bin/env node
 /** The `ingot` command: one file a subcommand. Exit 0: done; 1: a check failed; 2: wrong usage. */
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { Command, CommanderError } from 'commander'
-import { packageRoot } from '../abi/native.ts'
+import { packageVersion } from '../abi/native.ts'
 import { fail } from '../errors.ts'
 import { benchCommand } from './bench.ts'
 import { compileCommand } from './compile.ts'
@@ -18,11 +16,9 @@ import { signoffCommand } from './signoff.ts'
 import { exits, refuse } from './terminal.ts'
 import { verifyCommand } from './verify.ts'
 
-const { version } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
-
 const program = new Command('ingot')
   .description('Compile a model checkpoint into a verifiable plan and run it inside Node.js.')
-  .version(version)
+  .version(packageVersion())
   .showHelpAfterError()
   .enablePositionalOptions()
   .exitOverride()

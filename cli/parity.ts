@@ -1,6 +1,5 @@
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { mkdir, rm } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { addon, packageRoot } from '../abi/native.ts'
@@ -8,6 +7,7 @@ import { readPerformance } from '../bench/performance-part.ts'
 import { backendOf } from '../compute/backends.ts'
 import { fail } from '../errors.ts'
 import { compile, open } from '../index.ts'
+import { temporaryFolder } from '../models/files.ts'
 import { readPackage } from '../models/package.ts'
 import { printParity, runGolden } from '../parity/golden.ts'
 import { type MatrixModel, parityMatrix, readMatrix } from '../parity/matrix.ts'
@@ -15,8 +15,9 @@ import type { MatrixReport } from '../parity/matrix-report.ts'
 import { type Precision, packageAt, precisionNames } from '../parity/precisions.ts'
 import { printMatrix } from '../parity/print-matrix.ts'
 import { renderReport } from '../parity/report.ts'
-import { deterministicFlag, rowOf } from './arguments.ts'
-import { finish, log, print, progress, type Shared } from './terminal.ts'
+import { backendRow } from '../parity/steps.ts'
+import { deterministicFlag } from './arguments.ts'
+import { finish, print, progress, type Shared, write } from './terminal.ts'
 
 interface Options extends Shared {
   readonly golden?: string
@@ -40,9 +41,7 @@ const isPackage = (path: string) => existsSync(join(path, 'manifest.json'))
 
 /** Runs `work` with a folder that is gone afterwards. */
 async function inFolder<T>(work: (folder: string) => Promise<T>): Promise<T> {
-  const folder = await mkdtemp(join(tmpdir(), 'ingot-parity-')).catch((cause: Error) => {
-    throw fail('OUTPUT_UNWRITABLE', { path: tmpdir(), reason: cause.message }, cause)
-  })
+  const folder = await temporaryFolder('parity')
   try {
     return await work(folder)
   } finally {
@@ -104,16 +103,9 @@ function matrix(paths: readonly string[], options: Options): Promise<MatrixRepor
     const models: MatrixModel[] = []
     for (const [index, path] of paths.entries())
       models.push(...(await modelsOf(path, options, join(folder, String(index)))))
-    const rows = (options.backends ?? everyRow()).map((name) => rowOf(name))
+    const rows = (options.backends ?? everyRow()).map((name) => backendRow(name))
     return parityMatrix(rows, models, { onProgress: progress(options, 'parity') })
   })
-}
-
-async function write(options: Options, path: string, text: string): Promise<void> {
-  await writeFile(path, text).catch((cause: Error) => {
-    throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)
-  })
-  log(options, `wrote ${path}`)
 }
 
 async function page(report: MatrixReport, options: Options, command: string): Promise<string> {
@@ -132,11 +124,11 @@ const shipped = () => [join(packageRoot(), 'checkpoints', 'storyteller-7m')]
 async function judge(paths: readonly string[], options: Options): Promise<boolean> {
   const chosen = paths.length ? paths : shipped()
   const report = options.from === undefined ? await matrix(chosen, options) : await readMatrix(options.from)
-  if (options.out !== undefined) await write(options, options.out, `${JSON.stringify(report)}\n`)
+  await write(options, options.out, () => `${JSON.stringify(report)}\n`)
   if (options.html !== undefined) {
     const backends = options.backends ? ` --backends ${options.backends.join(',')}` : ''
     const command = `npx ingot parity --matrix ${paths.join(' ')}${backends} -o matrix.json --html report.html`
-    await write(options, options.html, await page(report, options, command.replace(/ +/g, ' ')))
+    await write(options, options.html, () => page(report, options, command.replace(/ +/g, ' ')))
   }
   print(options, report, printMatrix(report))
   return report.pass

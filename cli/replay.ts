@@ -2,7 +2,7 @@ import { Command } from 'commander'
 import { readPackage, weightsHash } from '../models/package.ts'
 import { printDivergence } from '../parity/divergence.ts'
 import { assertRecordOf, type ReplayReport, readRecord, replayAgainst, replayRecord } from '../parity/replay.ts'
-import { rowOf } from './arguments.ts'
+import { backendRow } from '../parity/steps.ts'
 import { finish, print, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
@@ -36,9 +36,9 @@ export const replayCommand = new Command('replay')
   .option('--bisect', 'name the first instruction where the two part; against the reference by default')
   .action((path: string, folder: string, options: Options) =>
     finish(async () => {
-      const row = rowOf(options.backend, options.isa)
+      const row = backendRow(options.backend, options.isa)
       const against = options.against ?? (options.bisect ? 'reference' : undefined)
-      const expected = against === undefined ? undefined : rowOf(against)
+      const expected = against === undefined ? undefined : backendRow(against)
       const record = await readRecord(path)
       const opened = await readPackage(folder, { integrity: 'auto' })
       const pkg = { ...opened, weightsHash: weightsHash(opened) }

@@ -11,7 +11,7 @@ import { measureConformance, measureParity, writeEvidence } from '../parity/sign
 import { draftRecord, type Phase, phaseFiles, type Role, readPhase, roles } from '../parity/signoff/phase.ts'
 import { phaseReport } from '../parity/signoff/report.ts'
 import { assertFixed, type Check, check, close, sign, start } from '../parity/signoff/signoff.ts'
-import { finish, log, print, progress, type Shared } from './terminal.ts'
+import { finish, log, print, progress, type Shared, write } from './terminal.ts'
 
 const kinds = ['parity', 'conformance', 'performance'] as const
 
@@ -126,13 +126,8 @@ interface ReportOptions extends Shared {
 }
 const htmlFlag = () => new Option('--html <file>', 'write all of it as one page')
 
-async function writePage(phase: Phase, found: Check, { html, ...shared }: ReportOptions): Promise<void> {
-  if (html === undefined) return
-  await writeFile(html, renderReport(await phaseReport(phase, found))).catch((cause: Error) => {
-    throw fail('OUTPUT_UNWRITABLE', { path: html, reason: cause.message }, cause)
-  })
-  log(shared, `wrote ${html}`)
-}
+const writePage = (phase: Phase, found: Check, options: ReportOptions): Promise<void> =>
+  write(options, options.html, async () => renderReport(await phaseReport(phase, found)))
 
 /** Prints what keeps the phase from ending; a missing signature alone is no failure before `close`. */
 async function report(phase: Phase, options: ReportOptions): Promise<boolean> {

@@ -1,4 +1,5 @@
 /** What every subcommand shares: stdout is data, stderr is progress and logs, and the exit code says how it ended. */
+import { writeFile } from 'node:fs/promises'
 import { fail, IngotError } from '../errors.ts'
 
 export interface Shared {
@@ -19,6 +20,19 @@ export function print(shared: Shared, value: unknown, text: string): void {
 /** Writes a line of log to stderr, unless --quiet. */
 export function log(shared: Shared, line: string): void {
   if (!shared.quiet) process.stderr.write(`${line}\n`)
+}
+
+/** Writes a file that was asked for, if one was, and logs so. Throws OUTPUT_UNWRITABLE. */
+export async function write(
+  shared: Shared,
+  path: string | undefined,
+  content: () => string | Promise<string>,
+): Promise<void> {
+  if (path === undefined) return
+  await writeFile(path, await content()).catch((cause: Error) => {
+    throw fail('OUTPUT_UNWRITABLE', { path, reason: cause.message }, cause)
+  })
+  log(shared, `wrote ${path}`)
 }
 
 const colours = process.stderr.isTTY && !process.env.NO_COLOR

@@ -15,7 +15,8 @@ import {
   sampleParams,
   stepHeader,
 } from '../abi/step.ts'
-import { fail } from '../errors.ts'
+import { fail, shownValue, wrongField } from '../errors.ts'
+import { sha256 } from '../plans/hash.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { sampleOptions } from './reference/sample.ts'
 
@@ -28,7 +29,6 @@ const word = z
   .int()
   .min(0)
   .max(2 ** 32 - 1)
-const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'expected a SHA-256 in lower-case hexadecimal')
 const text = z.string().max(1000)
 
 const { history_start, history_count, bias_start, bias_count, ...kept } = sampleParams.fields
@@ -153,7 +153,7 @@ export function digestRow(plan: ExecutionPlan, step: StepView, result: ResultVie
 }
 
 function assert(condition: boolean, path: string, field: string, expected: string, got: unknown): void {
-  if (!condition) throw fail('RECORD_INVALID', { path, field, expected, got })
+  if (!condition) throw fail('RECORD_INVALID', { path, field, expected, got: shownValue(got) })
 }
 
 /** What the fields must be to each other. */
@@ -193,10 +193,8 @@ export function parseRecord(source: string, path: string): StepRecord {
     throw fail('RECORD_NEWER', { path, expected: RECORD_VERSION, got: version })
   const parsed = schema.safeParse(json)
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!
-    const got = issue.path.reduce<unknown>((at, key) => (at as Record<PropertyKey, unknown> | undefined)?.[key], json)
-    const field = issue.path.join('.') || 'the file'
-    throw fail('RECORD_INVALID', { path, field, expected: issue.message, got: JSON.stringify(got)?.slice(0, 80) })
+    const { thing: field, expected, got } = wrongField(parsed.error, json, 'the file')
+    throw fail('RECORD_INVALID', { path, field, expected, got })
   }
   assertConsistent(parsed.data, path)
   return parsed.data

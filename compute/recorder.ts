@@ -3,10 +3,11 @@ import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { copyPair, type ResultView, type StepView, stepHeader } from '../abi/step.ts'
 import { fail, IngotError } from '../errors.ts'
+import { digestOf } from '../plans/hash.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { Runner, StateUnit } from './device.ts'
 import { captureStep, digestRow, RECORD_FORMAT, RECORD_VERSION, recordText, type StepRecord } from './record.ts'
-import { digestOf, reachedUnits } from './trace.ts'
+import { reachedUnits } from './trace.ts'
 
 export interface RecordOptions {
   /** Made where it does not exist; records are step-<index>.json. */

@@ -1,6 +1,6 @@
 /** What a step wrote, as every backend tells it: the layout of a trace buffer, and the units of state that a step reaches. */
-import { createHash } from 'node:crypto'
 import { type StepView, stepHeader } from '../abi/step.ts'
+import { digestOf } from '../plans/hash.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 import type { InstructionTrace, StateUnit, TracedOutput } from './device.ts'
 
@@ -26,8 +26,6 @@ export function readOutputs(plan: ExecutionPlan, step: StepView, buffer: ArrayBu
   }
   return plan.instructions.map(({ outputs }) => outputs.map(read))
 }
-
-export const digestOf = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
 
 /** Units of state `index` that hold what the step writes: blocks of its positions, slots of its sequences; in order. */
 export function reachedUnits(plan: ExecutionPlan, step: StepView, index: number): number[] {

@@ -3,15 +3,16 @@
  * in-toto statement v1 in a DSSE envelope, `name.ingot/certificates/*.json`. adr/0008-certificates.md says what is signed
  * and what a certificate is worth.
  */
-import { type KeyObject, randomUUID } from 'node:crypto'
-import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
+import type { KeyObject } from 'node:crypto'
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
 import { z } from 'zod'
-import { fail, type IngotError } from '../errors.ts'
+import { fail, type IngotError, wrongField } from '../errors.ts'
+import { sha256 } from '../plans/hash.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
-import { text, wrongField } from './config.ts'
+import { text } from './config.ts'
 import { type Envelope, keyId, parseEnvelope, seal, signers } from './dsse.ts'
-import { codeOf, parseJson, readBytes } from './files.ts'
+import { codeOf, parseJson, readBytes, replaceFile } from './files.ts'
 import { CERTIFICATES_FOLDER, type Package, PLAN_FILE, WEIGHTS_FILE } from './package.ts'
 
 const PAYLOAD_TYPE = 'application/vnd.in-toto+json'
@@ -20,7 +21,6 @@ const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1'
 export const PREDICATE_TYPE = 'https://ingot.invalid/parity/v1'
 const MAX_CERTIFICATE_BYTES = 2 ** 20
 
-const sha256 = z.string('a string').regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
 const time = z.iso.datetime('a time in UTC (2026-01-31T12:00:00Z)')
 const number = z.number('a finite number')
 const texts = z.array(text, 'a list of strings')
@@ -219,8 +219,8 @@ function checkVerdict({ verdict, metrics }: Predicate, path: string): void {
 
 function checkTime({ issued, expires }: Predicate, now: number, path: string): void {
   const at = new Date(now).toISOString()
-  if (now < Date.parse(issued)) throw fail('CERTIFICATE_EARLY', { path, issued, now: at })
-  if (now >= Date.parse(expires)) throw fail('CERTIFICATE_EXPIRED', { path, expires, now: at })
+  if (!(now >= Date.parse(issued))) throw fail('CERTIFICATE_EARLY', { path, issued, now: at })
+  if (!(now < Date.parse(expires))) throw fail('CERTIFICATE_EXPIRED', { path, expires, now: at })
 }
 
 /** Refusals by how far the check came: of several certificates, the reason of the one that came nearest is told. */
@@ -237,7 +237,7 @@ const order = [
   'CERTIFICATE_EXPIRED',
 ]
 
-/** Paths and texts of a package's certificates, by name. Throws FILE_UNREADABLE and CERTIFICATE_INVALID. */
+/** Paths and texts of a package's certificates, by name. Throws FILE_MISSING and FILE_UNREADABLE. */
 export async function readCertificates(packagePath: string): Promise<{ path: string; content: string }[]> {
   const folder = join(packagePath, CERTIFICATES_FOLDER)
   const names = await readdir(folder).catch((cause: unknown) => {
@@ -276,18 +276,8 @@ export async function findCertificate(
 
 /** Puts a certificate into a package as `name`, replacing one of that name: all or nothing. Throws OUTPUT_UNWRITABLE. */
 export async function writeCertificate(packagePath: string, name: string, content: string): Promise<string> {
-  const folder = join(packagePath, CERTIFICATES_FOLDER)
-  const path = join(folder, name)
+  const path = join(packagePath, CERTIFICATES_FOLDER, name)
   // Beside the package: whoever opens it meanwhile finds finished certificates only.
-  const temporary = join(dirname(resolve(packagePath)), `.${basename(packagePath)}.${randomUUID()}.tmp`)
-  try {
-    await mkdir(folder, { recursive: true })
-    await writeFile(temporary, content, { flag: 'wx' })
-    await rename(temporary, path)
-    return path
-  } catch (cause) {
-    throw fail('OUTPUT_UNWRITABLE', { path, reason: (cause as Error).message }, cause)
-  } finally {
-    await rm(temporary, { force: true })
-  }
+  await replaceFile(path, content, packagePath)
+  return path
 }

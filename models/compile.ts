@@ -1,13 +1,12 @@
 /** compile(): a checkpoint folder to a package. */
 import { stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { fail } from '../errors.ts'
+import { fail, shownValue } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import { verifyPlan } from '../plans/verify.ts'
 import { type FusionChoice, fusionNames } from './compile/fuse.ts'
 import { compileCheckpoint } from './compile/index.ts'
 import { quantization, stateFormat } from './compile/quantize.ts'
-import { shown } from './config.ts'
 import { isObject, type MapFile } from './files.ts'
 import { type Manifest, PLAN_FILE } from './package.ts'
 import { type Progress, writePackage } from './package-writer.ts'
@@ -41,7 +40,7 @@ const optionNames = ['out', 'quantize', 'state', 'onProgress', 'signal', 'fusion
 
 function checkOptions(options: CompileOptions): void {
   const expect = (option: string, expected: string, value: unknown, good: boolean) => {
-    if (value !== undefined && !good) throw fail('OPTION_INVALID', { option, expected, got: shown(value) })
+    if (value !== undefined && !good) throw fail('OPTION_INVALID', { option, expected, got: shownValue(value) })
   }
   expect('options of compile', 'an object', options, isObject(options))
   expect('fusions', 'an object', options.fusions, isObject(options.fusions))
@@ -64,7 +63,7 @@ function checkOptions(options: CompileOptions): void {
 async function checkSource(source: string): Promise<void> {
   const expected = 'a folder with config.json and safetensors'
   if (typeof source !== 'string' || source === '')
-    throw fail('OPTION_INVALID', { option: 'checkpoint', expected, got: shown(source) })
+    throw fail('OPTION_INVALID', { option: 'checkpoint', expected, got: shownValue(source) })
   const info = await stat(source).catch(() => undefined)
   if (!info) throw fail('FILE_MISSING', { path: source, expected })
   if (info.isDirectory()) return

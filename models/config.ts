@@ -4,7 +4,7 @@
  */
 import { z } from 'zod'
 import { type Activation, activations } from '../abi/ops/define.ts'
-import { fail } from '../errors.ts'
+import { fail, shownValue, wrongField } from '../errors.ts'
 import { isObject } from './files.ts'
 import { type RopeParameters, ropeType } from './rope.ts'
 
@@ -63,33 +63,9 @@ export const decoderFields = {
 }
 export const contextLength = integer(1, 2 ** 31 - 1)
 
-function valueAt(value: unknown, path: readonly PropertyKey[]): unknown {
-  return path.reduce<unknown>(
-    (at, key) => (typeof at === 'object' && at !== null ? (at as Record<PropertyKey, unknown>)[key] : undefined),
-    value,
-  )
-}
-
-/** A value as short text for a message. */
-export function shown(value: unknown): string {
-  const json =
-    value === undefined
-      ? 'nothing'
-      : typeof value === 'number'
-        ? String(value)
-        : (JSON.stringify(value) ?? String(value))
-  return json.length > 80 ? `${json.slice(0, 77)}...` : json
-}
-
-/** The first field of `value` that a schema, whose messages say what was expected, refused; `whole` names the value. */
-export function wrongField({ issues }: z.ZodError, value: unknown, whole: string) {
-  const { path, message } = issues[0]!
-  return { thing: path.join('.') || whole, expected: message, got: shown(valueAt(value, path)) }
-}
-
 /** The error of one field. */
 export const invalid = (path: string, field: string, expected: string, got: unknown) =>
-  fail('CONFIG_INVALID', { path, field, expected, got: shown(got) })
+  fail('CONFIG_INVALID', { path, field, expected, got: shownValue(got) })
 
 /** Parses `value` by a schema whose messages say what was expected. Throws CONFIG_INVALID for the first wrong field. */
 export function parseConfig<T extends z.ZodType>(schema: T, value: unknown, path: string): z.output<T> {

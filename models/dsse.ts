@@ -2,10 +2,10 @@
  * DSSE 1.0.2 envelopes (secure-systems-lab/dsse: protocol.md, envelope.md) signed with Ed25519 (RFC 8032). What is signed
  * is the type and the bytes of a payload, so that nobody has to agree on one form of JSON.
  */
-import { createHash, createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
+import { createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
 import { z } from 'zod'
-import { fail } from '../errors.ts'
-import { wrongField } from './config.ts'
+import { fail, wrongField } from '../errors.ts'
+import { digestOf } from '../plans/hash.ts'
 import { parseJson } from './files.ts'
 
 export interface Signature {
@@ -52,9 +52,7 @@ export function preAuthentication(payloadType: string, payload: Uint8Array): Buf
 
 /** Name of a key: SHA-256 of its SubjectPublicKeyInfo (RFC 8410), lower-case hexadecimal. */
 export const keyId = (key: KeyObject): string =>
-  createHash('sha256')
-    .update((key.type === 'private' ? createPublicKey(key) : key).export({ type: 'spki', format: 'der' }))
-    .digest('hex')
+  digestOf((key.type === 'private' ? createPublicKey(key) : key).export({ type: 'spki', format: 'der' }))
 
 const isEd25519 = (key: KeyObject) => key.asymmetricKeyType === 'ed25519'
 

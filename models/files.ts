@@ -1,9 +1,12 @@
 /** Reading files with typed errors: names, sizes, text, JSON, hashes. Everything asynchronous is done in bounded chunks. */
-import { createHash } from 'node:crypto'
+import { createHash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, open } from 'node:fs/promises'
+import { type FileHandle, mkdir, mkdtemp, open, rename, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { basename, dirname, join, resolve } from 'node:path'
 import { addon } from '../abi/native.ts'
 import { fail, IngotError } from '../errors.ts'
+import { digestOf } from '../plans/hash.ts'
 
 /** Maps a whole file; the pages are read when they are touched. */
 export type MapFile = (path: string) => ArrayBuffer
@@ -99,7 +102,7 @@ export interface FileHash {
 
 export const hashBytes = (bytes: Uint8Array): FileHash => ({
   bytes: bytes.length,
-  sha256: createHash('sha256').update(bytes).digest('hex'),
+  sha256: digestOf(bytes),
 })
 
 /** Reads a file once in chunks, hashes it and hands each chunk to `each`; the chunk is valid until `each` settles. */
@@ -138,3 +141,26 @@ export async function readOptional(path: string): Promise<unknown> {
     throw error
   }
 }
+
+/**
+ * Writes a file, replacing one that is there: all of it or nothing. Meanwhile it lies beside `beside`. Throws
+ * OUTPUT_UNWRITABLE.
+ */
+export async function replaceFile(path: string, content: string, beside = path): Promise<void> {
+  const temporary = join(dirname(resolve(beside)), `.${basename(beside)}.${randomUUID()}.tmp`)
+  try {
+    await mkdir(dirname(path), { recursive: true })
+    await writeFile(temporary, content, { flag: 'wx' })
+    await rename(temporary, path)
+  } catch (cause) {
+    throw fail('OUTPUT_UNWRITABLE', { path, reason: reasonOf(cause) }, cause)
+  } finally {
+    await rm(temporary, { force: true })
+  }
+}
+
+/** A new folder among the system's temporary ones. Throws OUTPUT_UNWRITABLE. */
+export const temporaryFolder = (name: string): Promise<string> =>
+  mkdtemp(join(tmpdir(), `ingot-${name}-`)).catch((cause: unknown) => {
+    throw fail('OUTPUT_UNWRITABLE', { path: tmpdir(), reason: reasonOf(cause) }, cause)
+  })

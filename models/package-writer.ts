@@ -1,9 +1,8 @@
 /** Writes a package into a temporary folder beside its place and renames it at the end: all of it or nothing. */
 import { createHash, randomUUID } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { type FileHandle, lstat, mkdir, open, rename, rm } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
-import { packageRoot } from '../abi/native.ts'
+import { packageVersion } from '../abi/native.ts'
 import { fail, IngotError } from '../errors.ts'
 import { CONFIG_FILE, type CompiledCheckpoint } from './compile/index.ts'
 import { packWeights } from './compile/layout.ts'
@@ -45,9 +44,6 @@ export interface WriteOptions {
 }
 
 type Entry = FileHash & { readonly path: string }
-
-const version = () =>
-  (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version
 
 const stat = (path: string) =>
   lstat(path).catch((error: unknown) => {
@@ -165,7 +161,7 @@ class PackageWriter {
     ]
     const text = manifestText({
       format: PACKAGE_FORMAT,
-      ingot: version(),
+      ingot: packageVersion(),
       model: plan.model,
       architecture: this.#compiled.architecture,
       quantize: this.#compiled.quantize,

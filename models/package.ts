@@ -3,17 +3,16 @@
  * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed. Signed
  * certificates may be added later, in a folder of their own.
  */
-import { createHash } from 'node:crypto'
 import { type FileHandle, lstat, readdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { byteSize, dtypes } from '../abi/dtypes.ts'
 import { paddedShape } from '../abi/layouts.ts'
-import { fail } from '../errors.ts'
-import { planHash } from '../plans/hash.ts'
+import { fail, shownValue, wrongField } from '../errors.ts'
+import { digestOf, sha256 } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
-import { flag, integer, samplingFields, shown, text, tokenId, wrongField } from './config.ts'
+import { flag, integer, samplingFields, text, tokenId } from './config.ts'
 import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, readWhole, withFile } from './files.ts'
 import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
 import { isPad, readHeader, type TensorEntry } from './safetensors.ts'
@@ -38,7 +37,6 @@ export const COPIED_FILES = [
 ] as const
 
 const bytes = integer(0, Number.MAX_SAFE_INTEGER)
-const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
 const sha256Text = z.preprocess((value) => (typeof value === 'string' ? value : ''), sha256)
 const fileName = z.custom<string>(
   (name) => typeof name === 'string' && /^[^/\\\0]+$/.test(name) && name !== '.' && name !== '..',
@@ -91,7 +89,7 @@ const canonical = (value: object) => `${JSON.stringify(value, null, 2)}\n`
 
 /** The manifest's text, with the hash of its contents as the last field. */
 export function manifestText(value: ManifestContents): string {
-  const hash = createHash('sha256').update(canonical(value)).digest('hex')
+  const hash = digestOf(canonical(value))
   return canonical({ ...value, hash })
 }
 
@@ -99,7 +97,7 @@ export function manifestText(value: ManifestContents): string {
 export function parseManifest(source: string, path: string): Manifest {
   const json = parseJson(source, path)
   const broken = (thing: string, expected: string, got: unknown) =>
-    fail('PACKAGE_INVALID', { path, thing, expected, got: shown(got) })
+    fail('PACKAGE_INVALID', { path, thing, expected, got: shownValue(got) })
   if (!isObject(json)) throw broken('the manifest', 'an object', json)
   const { format } = json
   if (Number.isInteger(format) && (format as number) > PACKAGE_FORMAT)
@@ -107,15 +105,15 @@ export function parseManifest(source: string, path: string): Manifest {
   const result = manifestSchema.safeParse(json)
   if (!result.success) {
     const wrong = wrongField(result.error, json, 'the manifest')
-    const got = result.error.issues[0]!.path.length ? wrong.got : shown(Object.keys(json))
+    const got = result.error.issues[0]!.path.length ? wrong.got : shownValue(Object.keys(json))
     throw fail('PACKAGE_INVALID', { path, ...wrong, got })
   }
   const { hash, ...rest } = result.data
-  const expected = createHash('sha256').update(canonical(rest)).digest('hex')
+  const expected = digestOf(canonical(rest))
   if (hash !== expected) throw fail('HASH_MISMATCH', { path, expected: hash, got: expected })
   // The same values in other words: spacing, order, repeated keys.
-  const given = createHash('sha256').update(source).digest('hex')
-  const own = createHash('sha256').update(canonical(result.data)).digest('hex')
+  const given = digestOf(source)
+  const own = digestOf(canonical(result.data))
   if (given !== own) throw fail('HASH_MISMATCH', { path, expected: own, got: given })
   return result.data
 }
@@ -312,7 +310,7 @@ export async function readPackage(name: string, { integrity }: { readonly integr
   ])
   const weights = join(path, WEIGHTS_FILE)
   const planBytes = small.get(PLAN_FILE)!
-  const hash = planHash(planBytes)
+  const hash = digestOf(planBytes)
   if (hash !== manifest.planHash) throw mismatch(join(path, PLAN_FILE), manifest.planHash, hash)
   const plan = readPlan(planBytes, join(path, PLAN_FILE))
   checkAgreement(path, manifest, plan)

@@ -1,14 +1,14 @@
 /** Reads the file of a matrix: all of its fields, and no other. */
-import { readFile } from 'node:fs/promises'
 import { z } from 'zod'
-import { fail } from '../errors.ts'
+import { fail, wrongField } from '../errors.ts'
+import { readBytes } from '../models/files.ts'
+import { sha256 } from '../plans/hash.ts'
 import { shapeNames } from './corpus.ts'
 import { MATRIX_FORMAT, MATRIX_VERSION, type MatrixCell, type MatrixReport } from './matrix-report.ts'
 
 /** JSON has neither NaN nor infinity and writes null for both: no number passes a bound then. */
 const figure = z.union([z.number(), z.null().transform(() => Number.NaN)])
 const count = z.int().min(0)
-const sha256 = z.string().regex(/^[0-9a-f]{64}$/, 'expected a SHA-256 in lower-case hexadecimal')
 const text = z.string()
 const bounded = z.strictObject({ value: figure, allowed: figure })
 const kind = z.enum(['text', 'random'])
@@ -138,15 +138,7 @@ const schema = z.strictObject({
 
 /** Reads the file of a matrix. Throws FILE_MISSING, FILE_UNREADABLE or MATRIX_INVALID. */
 export async function readMatrix(path: string): Promise<MatrixReport> {
-  let source: string
-  try {
-    source = await readFile(path, 'utf8')
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'a parity matrix' }, cause)
-    throw fail('FILE_UNREADABLE', { path, reason: message }, cause)
-  }
-  return parseMatrix(source, path)
+  return parseMatrix((await readBytes(path, 'a parity matrix')).toString('utf8'), path)
 }
 
 /** Throws MATRIX_INVALID on any other text, also where the verdict is not that of the cells; `path` is for the message. */
@@ -161,8 +153,8 @@ export function parseMatrix(source: string, path: string): MatrixReport {
   }
   const parsed = schema.safeParse(json)
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!
-    throw invalid(issue.path.join('.') || 'the file', issue.message)
+    const { thing, expected, got } = wrongField(parsed.error, json, 'the file')
+    throw invalid(thing, `expected ${expected}, got ${got}`)
   }
   const report = parsed.data as MatrixReport
   if (report.pass !== passes(report.cells)) throw invalid('pass', `${report.pass}, and the cells say otherwise`)

@@ -5,9 +5,7 @@
  * other row runs each shape as it is. One shape of text and one of random ids also judge every instruction alone
  * (parity/alone.ts), on the activations that it really had: an error that the logits hide still shows where it is made.
  */
-import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
-import { addon, packageRoot } from '../abi/native.ts'
+import { addon, packageVersion } from '../abi/native.ts'
 import { fail, IngotError } from '../errors.ts'
 import { Tokenizer } from '../inference/text/tokenizer.ts'
 import { type Package, weightsHash } from '../models/package.ts'
@@ -344,7 +342,7 @@ export async function parityMatrix(
     code,
     corpus: corpusDigest(works.flat().flatMap(({ prompts }) => prompts)),
     seed,
-    machine: await machine(),
+    machine: machine(),
     rows: await Promise.all(rows.map((row) => rowInfo(row, devices.get(row.name)))),
     models: models.map(infoOf),
     shapes: [...shapes.values()],
@@ -354,8 +352,7 @@ export async function parityMatrix(
   }
 }
 
-async function machine(): Promise<MatrixReport['machine']> {
+function machine(): MatrixReport['machine'] {
   const { cpu, arch } = addon().machine()
-  const { version } = JSON.parse(await readFile(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
-  return { cpu, arch, node: process.version, ingot: version }
+  return { cpu, arch, node: process.version, ingot: packageVersion() }
 }

@@ -1,9 +1,9 @@
 /** Runs a recorded step (compute/record.ts) again, on any backend: first the history that made its state, then the step. */
-import { readFile } from 'node:fs/promises'
 import type { DeviceInfo, LinkedPackage, StateUnit } from '../compute/device.ts'
 import { digestRow, parseRecord, type RecordedSequence, type StepRecord } from '../compute/record.ts'
 import { unitsOf } from '../compute/recorder.ts'
 import { fail } from '../errors.ts'
+import { readBytes } from '../models/files.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { BatchInput, SequenceInput } from './batch.ts'
 import { findDivergence } from './divergence.ts'
@@ -21,15 +21,7 @@ export interface ReplayPackage extends LinkedPackage {
 
 /** Throws FILE_MISSING, FILE_UNREADABLE, RECORD_INVALID or RECORD_NEWER. */
 export async function readRecord(path: string): Promise<StepRecord> {
-  let text: string
-  try {
-    text = await readFile(path, 'utf8')
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'ENOENT') throw fail('FILE_MISSING', { path, expected: 'a recorded step' }, cause)
-    throw fail('FILE_UNREADABLE', { path, reason: message }, cause)
-  }
-  return parseRecord(text, path)
+  return parseRecord((await readBytes(path, 'a recorded step')).toString('utf8'), path)
 }
 
 /** Throws RECORD_MISMATCH unless the record is of this package's plan and weights; `path` is the record's. */

@@ -1,5 +1,6 @@
 /** Runs steps that are written down (parity/batch.ts) on any backend, one after the other, with or without a trace. */
 import { createResult, createStep, type ResultView, type StepLimits, type StepView } from '../abi/step.ts'
+import { backendOf } from '../compute/backends.ts'
 import type { Backend, DeviceInfo, LinkedPackage, Runner, RunnerOptions, Trace } from '../compute/device.ts'
 import { fail } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
@@ -13,6 +14,18 @@ export interface BackendRow {
   /** Empty or absent: the best available. */
   readonly isa?: string
   readonly options?: Partial<Pick<RunnerOptions, 'threads' | 'pin' | 'allowPerSlot'>>
+}
+
+/** "cpu:avx2" is the backend cpu with an instruction set; "cpu" is it with `isa`, or its best. */
+export function rowOf(name: string, isa?: string): { readonly backend: string; readonly isa?: string } {
+  const [backend, own = isa] = name.split(':') as [string, string?]
+  return { backend, ...(own && { isa: own }) }
+}
+
+/** The row of such a name. Throws BACKEND_UNKNOWN or BACKEND_UNAVAILABLE. */
+export function backendRow(text: string, option?: string): BackendRow {
+  const { backend, isa } = rowOf(text, option)
+  return { name: isa ? `${backend}:${isa}` : backend, backend: backendOf(backend), ...(isa && { isa }) }
 }
 
 /** Two runs that must agree in every bit. The instruction sets of the CPU share one arithmetic (ADR 0003). */

@@ -1,6 +1,6 @@
 /** The compiler: a checkpoint folder in, a frozen plan and the source of every stored byte out. Writes nothing. */
 import { join } from 'node:path'
-import { planHash } from '../../plans/hash.ts'
+import { digestOf } from '../../plans/hash.ts'
 import type { ExecutionPlan } from '../../plans/plan.ts'
 import { writePlan } from '../../plans/write.ts'
 import { type Checkpoint, openCheckpoint } from '../checkpoint.ts'
@@ -82,6 +82,6 @@ export async function compileCheckpoint(
   const { plan, weights } = lower(graph, topology.name, topology.shape(parsed))
   await pacer.rest()
   const planBytes = writePlan(plan)
-  const hash = planHash(planBytes)
+  const hash = digestOf(planBytes)
   return { checkpoint, architecture, plan, planBytes, planHash: hash, weights, quantize: quantization, generation }
 }

@@ -4,14 +4,14 @@
  * temporary folder; only what a defect touches is compiled again for it.
  */
 import { execFile } from 'node:child_process'
-import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
-import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { type Addon, packageRoot } from '../../abi/native.ts'
 import { ops } from '../../abi/ops/index.ts'
 import { fail } from '../../errors.ts'
+import { temporaryFolder } from '../../models/files.ts'
 import { type KernelDefect, kernelDefects } from './defects.ts'
 
 const run = promisify(execFile)
@@ -152,7 +152,7 @@ export async function buildMutants(
 ): Promise<MutatedAddon> {
   const started = performance.now()
   const { missing, present } = runnable(machine, defects)
-  const folder = await mkdtemp(join(tmpdir(), 'ingot-mutants-'))
+  const folder = await temporaryFolder('mutants')
   const remove = () => rm(folder, { recursive: true, force: true })
   try {
     await prepare(folder, present)

@@ -3,8 +3,7 @@
  * conformance and, where that finds nothing, by the model matrix. A defect that both pass lives, and fails the score; so
  * does a gate that the sound kernels do not pass.
  */
-import { mkdir, mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { addon, packageRoot } from '../../abi/native.ts'
 import { type OpName, opNames } from '../../abi/ops/index.ts'
@@ -12,6 +11,7 @@ import { cpuBackend, cpuBackendOf } from '../../compute/cpu-backend.ts'
 import type { Backend } from '../../compute/device.ts'
 import { referenceBackend } from '../../compute/reference.ts'
 import { fail } from '../../errors.ts'
+import { temporaryFolder } from '../../models/files.ts'
 import { type BackendRow, conformance } from '../conformance.ts'
 import { type MatrixModel, parityMatrix } from '../matrix.ts'
 import { Suite } from '../ops/suite.ts'
@@ -75,7 +75,7 @@ export class Gate implements AsyncDisposable {
   }
 
   static async open(): Promise<Gate> {
-    return new Gate(await Suite.open(), await mkdtemp(join(tmpdir(), 'ingot-gate-')))
+    return new Gate(await Suite.open(), await temporaryFolder('gate'))
   }
 
   /** The first thing that the op cases of `ops` hold against a row: of a few cases, or else of all. */

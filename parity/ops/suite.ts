@@ -1,10 +1,8 @@
 /** Packages and reference outputs of op cases, made once and used for every backend that is judged. */
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { rm } from 'node:fs/promises'
 import type { LinkedPackage } from '../../compute/device.ts'
 import { referenceBackend } from '../../compute/reference.ts'
-import { fail } from '../../errors.ts'
+import { temporaryFolder } from '../../models/files.ts'
 import type { OpCase } from './case.ts'
 import { runSteps, type StepOutputs } from './compare.ts'
 import { packageCase } from './open.ts'
@@ -26,10 +24,7 @@ export class Suite implements AsyncDisposable {
 
   /** Throws OUTPUT_UNWRITABLE when there is no temporary folder to be had. */
   static async open(): Promise<Suite> {
-    const folder = await mkdtemp(join(tmpdir(), 'ingot-ops-')).catch((cause: Error) => {
-      throw fail('OUTPUT_UNWRITABLE', { path: tmpdir(), reason: cause.message }, cause)
-    })
-    return new Suite(folder)
+    return new Suite(await temporaryFolder('ops'))
   }
 
   prepare(opCase: OpCase): Promise<PreparedCase> {

@@ -5,20 +5,21 @@
 import { z } from 'zod'
 import { backendOf } from '../../compute/backends.ts'
 import { kernelDigest } from '../../compute/kernels.ts'
-import { fail, type IngotError } from '../../errors.ts'
-import { text, wrongField } from '../../models/config.ts'
+import { fail, type IngotError, wrongField } from '../../errors.ts'
+import { text } from '../../models/config.ts'
 import { hashBytes, parseJson, readBytes } from '../../models/files.ts'
 import { type Package, readPackage, weightsHash } from '../../models/package.ts'
+import { sha256 } from '../../plans/hash.ts'
 import { codeDigest } from '../code.ts'
 import { parseMatrix } from '../matrix-file.ts'
 import type { MatrixMetrics, MatrixReport } from '../matrix-report.ts'
+import { rowOf } from '../steps.ts'
 import { type Phase, packagePaths, phaseFiles } from './phase.ts'
 
 export const CONFORMANCE_FORMAT = 'ingot-conformance'
 export const PERFORMANCE_FORMAT = 'ingot-performance-matrix'
 export const EVIDENCE_VERSION = 1
 
-const sha256 = z.string('a string').regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
 const number = z.number('a finite number')
 const list = <T extends z.ZodType>(item: T) => z.array(item, 'a list')
 
@@ -175,12 +176,6 @@ async function staleness(
 }
 
 const rowsOf = ({ record: { parity } }: Phase) => [parity.reference, ...parity.rows]
-
-/** "cpu:avx2" is the backend cpu with an instruction set; "cpu" is it with its best. */
-export function rowOf(name: string): { readonly backend: string; readonly isa?: string } {
-  const [backend, isa] = name.split(':') as [string, string?]
-  return { backend, ...(isa && { isa }) }
-}
 
 const missing = (path: string, cell: string) => fail('SIGNOFF_CELL_MISSING', { path, cell })
 const failed = (path: string, cell: string, reason: string) => fail('SIGNOFF_CELL_FAILED', { path, cell, reason })

@@ -3,15 +3,14 @@
  * breaking the chain. It is verified whenever it is read. What was cut off its end shows only against a copy, such as the
  * one in version control; what the owners signed names the entry before it, so that nobody else can chain it anew.
  */
-import { createHash } from 'node:crypto'
 import { open, rm } from 'node:fs/promises'
 import { z } from 'zod'
-import { fail, IngotError } from '../../errors.ts'
-import { text, wrongField } from '../../models/config.ts'
+import { fail, IngotError, wrongField } from '../../errors.ts'
+import { text } from '../../models/config.ts'
 import { codeOf, readBytes } from '../../models/files.ts'
+import { digestOf, sha256 } from '../../plans/hash.ts'
 import { roles } from './phase.ts'
 
-const sha256 = z.string('a string').regex(/^[0-9a-f]{64}$/, 'a SHA-256 in lower-case hexadecimal')
 const release = z.strictObject({
   /** Path of the package, from the folder of the ledger. */
   path: text,
@@ -60,7 +59,7 @@ export type Release = z.output<typeof release>
 /** `previous` of the first entry. */
 export const GENESIS = '0'.repeat(64)
 
-const hashOf = (entry: object) => createHash('sha256').update(JSON.stringify(entry)).digest('hex')
+const hashOf = (entry: object) => digestOf(JSON.stringify(entry))
 
 function parseEntry(line: string, index: number, previous: string, path: string): LedgerEntry {
   const broken = (reason: string) => fail('SIGNOFF_LEDGER_BROKEN', { path, line: index + 1, reason })

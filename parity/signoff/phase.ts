@@ -5,8 +5,8 @@
 import type { KeyObject } from 'node:crypto'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import { z } from 'zod'
-import { fail } from '../../errors.ts'
-import { integer, wrongField } from '../../models/config.ts'
+import { fail, wrongField } from '../../errors.ts'
+import { integer } from '../../models/config.ts'
 import { publicKey } from '../../models/dsse.ts'
 import { hashBytes, parseJson, readBytes } from '../../models/files.ts'
 

@@ -2,7 +2,7 @@
  * Sign-off of a phase: fixed by `start`, judged by `check`, signed by its three owners, and ended by `close`, which issues
  * the certificates. Everything is decided by files and digests; no service and no CI is asked. adr/phases/README.md.
  */
-import { createHash, type KeyObject } from 'node:crypto'
+import type { KeyObject } from 'node:crypto'
 import { z } from 'zod'
 import { fail, IngotError } from '../../errors.ts'
 import {
@@ -16,6 +16,7 @@ import {
 import { type Envelope, keyId, parseEnvelope, seal, signers } from '../../models/dsse.ts'
 import { hashBytes, parseJson } from '../../models/files.ts'
 import type { Package } from '../../models/package.ts'
+import { digestOf, sha256 } from '../../plans/hash.ts'
 import type { MatrixReport } from '../matrix-report.ts'
 import { boundedMetrics, type Evidence, readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, headOf, type LedgerEntry, readLedger } from './ledger.ts'
@@ -34,7 +35,6 @@ import { keep } from './releases.ts'
 const PAYLOAD_TYPE = 'application/vnd.ingot.signoff.v1+json'
 const DAY_MS = 24 * 60 * 60 * 1000
 
-const sha256 = z.string().regex(/^[0-9a-f]{64}$/)
 /** What an owner signs: that this evidence meets this record. */
 const statementSchema = z.strictObject({
   phase: z.string(),
@@ -210,7 +210,7 @@ export async function close(phase: Phase, keys: readonly KeyObject[], now = Date
       kind: 'signoff',
       phase: phase.name,
       record: phase.sha256,
-      evidence: createHash('sha256').update(JSON.stringify(evidence.digests)).digest('hex'),
+      evidence: digestOf(JSON.stringify(evidence.digests)),
       packages: await keepAll(phase, packages, entries.length),
       certificates: issued.map(({ sha256 }) => sha256),
     }),
