@@ -147,7 +147,7 @@ struct OpDef {
 `
 
 /** Text of native/gen/abi.h. */
-export function generateAbiHeader(): string {
+function generateAbiHeader(): string {
   const names = opNames
   const layoutTable = Object.values(layouts)
     .map((l) => `{${l.rows}, ${l.pack}, ${l.align}}`)
@@ -189,7 +189,7 @@ export function generateAbiHeader(): string {
 }
 
 /** Text of native/gen/plan_fields.h: vtable slots of each table and offsets of each struct of plan.fbs. */
-export function generatePlanFields(schema: string): string {
+function generatePlanFields(schema: string): string {
   const bare = schema.replace(/\/\/.*$/gm, '')
   const sections = [...bare.matchAll(/(table|struct)\s+(\w+)\s*\{([^}]*)\}/g)].map(([, kind, name, body]) => {
     const fields = [...body!.matchAll(/(\w+)\s*:\s*([^;]+);/g)].map(([, field]) => field!)

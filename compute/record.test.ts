@@ -107,6 +107,7 @@ describe('a record', () => {
     ['no JSON', '{', 'RECORD_INVALID'],
     ['another document', '[]', 'RECORD_INVALID'],
     ['null', 'null', 'RECORD_INVALID'],
+    ['what is nested too deeply', '['.repeat(100_000) + ']'.repeat(100_000), 'RECORD_INVALID'],
     ['another format', JSON.stringify({ ...sound, format: 'x' }), 'RECORD_INVALID'],
     ['a newer version', JSON.stringify({ ...sound, version: 2 }), 'RECORD_NEWER'],
     ['an unknown field', JSON.stringify({ ...sound, extra: 1 }), 'RECORD_INVALID'],

@@ -175,6 +175,35 @@ describe('a certificate', () => {
     )
   })
 
+  test('holds at times that everybody reads alike: of the calendar, in UTC', () => {
+    for (const expires of ['2026-06-01T00:00:00Z', '2026-06-01T00:00:00.000000001Z']) {
+      expect(refusal(issue({ expires }), {}, now + 1)[0]).toBe('CERTIFICATE_EXPIRED')
+      expect(check(issue({ expires }), {}, now - 1).predicate.expires).toBe(expires)
+    }
+    const wrong = [
+      '2027-02-29T00:00:00Z',
+      '2027-01-01T24:00:00Z',
+      '2027-01-01T00:00:60Z',
+      '2027-01-01',
+      '2027-01-01T00:00Z',
+    ]
+    for (const expires of [...wrong, '2027-01-01T00:00:00', '2027-01-01T00:00:00+00:00', '2027-01-01T00:00:00z', ''])
+      expect(() => issue({ expires }), expires).toThrow('expires: expected a time in UTC')
+    const part = (most: number) => fc.nat(most).map((n) => String(n).padStart(2, '0'))
+    fc.assert(
+      fc.property(part(13), part(32), part(25), part(61), part(61), fc.nat(999), (month, day, h, m, s, ms) => {
+        const issued = `2024-${month}-${day}T${h}:${m}:${s}.${ms}Z`
+        try {
+          issue({ issued })
+        } catch {
+          return
+        }
+        expect(new Date(issued).toISOString().slice(0, 16)).toBe(issued.slice(0, 16))
+      }),
+      { numRuns: 500 },
+    )
+  })
+
   test.each<[string, object, string]>([
     ['a field more', { note: 'trust me' }, 'a parity predicate and no other'],
     ['no metrics', { metrics: [] }, 'at least one metric'],

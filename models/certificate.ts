@@ -18,7 +18,7 @@ import { CERTIFICATES_FOLDER, type Package, PLAN_FILE, WEIGHTS_FILE } from './pa
 const PAYLOAD_TYPE = 'application/vnd.in-toto+json'
 const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1'
 /** Names the meaning of the predicate; nothing is fetched from it, and `.invalid` (RFC 2606) is no host. */
-export const PREDICATE_TYPE = 'https://ingot.invalid/parity/v1'
+const PREDICATE_TYPE = 'https://ingot.invalid/parity/v1'
 const MAX_CERTIFICATE_BYTES = 2 ** 20
 
 const time = z.iso.datetime('a time in UTC (2026-01-31T12:00:00Z)')

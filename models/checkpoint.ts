@@ -5,8 +5,8 @@ import { fail } from '../errors.ts'
 import { isObject, type MapFile, mapFile, readBytes } from './files.ts'
 import { readHeader, repeatedKey, type TensorEntry, type TensorFiles, tensorFiles } from './safetensors.ts'
 
-export const SINGLE_FILE = 'model.safetensors'
-export const INDEX_FILE = `${SINGLE_FILE}.index.json`
+const SINGLE_FILE = 'model.safetensors'
+const INDEX_FILE = `${SINGLE_FILE}.index.json`
 
 export interface Checkpoint extends TensorFiles {
   /** The folder. */
@@ -22,7 +22,7 @@ const exists = (path: string) =>
   )
 
 /** `weight_map` of an index: tensor name to file name. Throws SAFETENSORS_INDEX. */
-export function parseIndex(text: string, path: string): ReadonlyMap<string, string> {
+function parseIndex(text: string, path: string): ReadonlyMap<string, string> {
   const bad = (reason: string) => fail('SAFETENSORS_INDEX', { path, reason })
   let index: unknown
   try {

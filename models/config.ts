@@ -39,7 +39,7 @@ const hiddenActs: Readonly<Record<string, Activation>> = {
   sigmoid: 'sigmoid',
   tanh: 'tanh',
 }
-export const hiddenAct = z
+const hiddenAct = z
   .custom<string>(
     (name) => typeof name === 'string' && Object.hasOwn(hiddenActs, name),
     `one of ${Object.keys(hiddenActs).join(', ')}`,

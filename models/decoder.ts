@@ -110,7 +110,7 @@ function mlp(graph: GraphBuilder, config: Decoder, layer: number, x: Value): Val
 }
 
 /** The whole decoder, from token ids to samples. The keys and values take the dtype of the embedding. */
-export function buildDecoder(graph: GraphBuilder, config: Decoder): void {
+function buildDecoder(graph: GraphBuilder, config: Decoder): void {
   const { vocab, hidden, eps } = config
   const table = graph.weight('model.embed_tokens.weight', [vocab, hidden])
   const shared = { invFreq: graph.constant('rope.inv_freq', config.rope.invFreq), kvDtype: table.dtype }

@@ -1,4 +1,4 @@
-import { generateKeyPairSync, sign } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, sign } from 'node:crypto'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { IngotError } from '../errors.ts'
@@ -71,6 +71,11 @@ describe('an envelope', () => {
     ['no signature', { signatures: [] }, 'at least one signature'],
     ['too many', { signatures: Array.from({ length: 65 }, () => ({ sig: '' })) }, 'at most 64'],
     ['a signature without bytes', { signatures: [{}] }, 'signatures.0.sig: expected base64'],
+    [
+      'what is nested too deeply',
+      { payload: JSON.parse('['.repeat(1000) + ']'.repeat(1000)) },
+      'payload: expected base64',
+    ],
     ['no type', { payloadType: undefined }, 'payloadType: expected a string, got nothing'],
   ])('with %s is refused', (_, change, message) => {
     expect(() => parseEnvelope(envelope(change), 'x')).toThrow(message)
@@ -92,6 +97,28 @@ describe('an envelope', () => {
       { numRuns: 500 },
     )
   })
+})
+
+test('a file of a key is a key or none, whatever its bytes', () => {
+  const forms = { spki: ours.publicKey, pkcs8: ours.privateKey }
+  const pems = Object.entries(forms).map(([type, key]) => key.export({ type, format: 'pem' } as never).toString())
+  const edits = fc.array(fc.tuple(fc.nat(120), fc.nat(3), fc.string({ maxLength: 3 })), { maxLength: 3 })
+  const ids = new Map<string, string>()
+  fc.assert(
+    fc.property(fc.oneof(fc.constantFrom(...pems), fc.string()), edits, (pem, each) => {
+      const text = each.reduce((t, [at, cut, put]) => t.slice(0, at) + put + t.slice(at + cut), pem)
+      for (const key of [publicKey(text), privateKey(text)]) {
+        if (!key) continue
+        expect(key.asymmetricKeyType).toBe('ed25519')
+        const own = (key.type === 'private' ? createPublicKey(key) : key).export({ format: 'jwk' }).x as string
+        // One key has one id, and one id is of one key.
+        expect(ids.get(keyId(key)) ?? own).toBe(own)
+        ids.set(keyId(key), own)
+      }
+    }),
+    { numRuns: 500 },
+  )
+  expect(new Set(ids.values()).size).toBe(ids.size)
 })
 
 test('keys are Ed25519, each in its own form', () => {

@@ -5,7 +5,7 @@
  */
 import { fail } from '../errors.ts'
 
-export const ropeTypes = ['default', 'linear', 'llama3', 'yarn'] as const
+const ropeTypes = ['default', 'linear', 'llama3', 'yarn'] as const
 export type RopeType = (typeof ropeTypes)[number]
 
 /** Parameters of every rope type, absent ones undefined. */

@@ -15,7 +15,7 @@ import {
   values,
   writeCheckpoint,
 } from './example.test-checkpoint.ts'
-import { isPad, layoutFile, openSafetensors, readHeader, repeatedKey } from './safetensors.ts'
+import { isPad, layoutFile, readHeader, repeatedKey, tensorFiles } from './safetensors.ts'
 
 const sample = safetensorsBytes({
   a: tensor('F32', [2, 3], values(6)),
@@ -39,14 +39,16 @@ function withHeader(header: unknown, data: number, claimed?: bigint): string {
 
 const entry = (dtype: string, shape: unknown, data_offsets: unknown) => ({ dtype, shape, data_offsets })
 
+const opened = async (path: string) => tensorFiles((await readHeader(path)).tensors, [path], readWhole)
+
 describe('one file', () => {
   test('gives each tensor its dtype, shape and bytes', async () => {
-    const opened = await openSafetensors(file(sample), readWhole)
-    expect([...opened.tensors.keys()].sort()).toEqual(['a', 'b', 'empty'])
-    expect(opened.tensors.get('a')).toMatchObject({ dtype: 'F32', shape: [2, 3], bytes: 24 })
-    expect(new Float32Array(opened.data('a').slice().buffer)).toEqual(values(6))
-    expect(opened.data('empty')).toHaveLength(0)
-    expect(() => opened.data('c')).toThrow(expect.objectContaining({ code: 'TENSOR_MISSING' }))
+    const { tensors, data } = await opened(file(sample))
+    expect([...tensors.keys()].sort()).toEqual(['a', 'b', 'empty'])
+    expect(tensors.get('a')).toMatchObject({ dtype: 'F32', shape: [2, 3], bytes: 24 })
+    expect(new Float32Array(data('a').slice().buffer)).toEqual(values(6))
+    expect(data('empty')).toHaveLength(0)
+    expect(() => data('c')).toThrow(expect.objectContaining({ code: 'TENSOR_MISSING' }))
   })
 
   test.each([
@@ -102,8 +104,8 @@ describe('one file', () => {
         for (const [at, value] of edits) bytes[at] = value
         writeFileSync(path, bytes.subarray(0, cut % 3 ? bytes.length : cut))
         try {
-          const opened = await openSafetensors(path, readWhole)
-          for (const name of opened.tensors.keys()) opened.data(name)
+          const { tensors, data } = await opened(path)
+          for (const name of tensors.keys()) data(name)
         } catch (error) {
           expect(error).toBeInstanceOf(IngotError)
         }

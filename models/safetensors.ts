@@ -28,7 +28,7 @@ const elementBytes = {
 export type SafetensorsDType = keyof typeof elementBytes
 
 /** Longest header that a reader accepts, as the reference implementation does. */
-export const MAX_HEADER_BYTES = 100_000_000
+const MAX_HEADER_BYTES = 100_000_000
 
 export interface TensorEntry {
   readonly name: string
@@ -117,7 +117,7 @@ function checkCover(entries: TensorEntry[], start: number, end: number, bad: (re
 }
 
 /** Parses the header text of a file of `fileBytes` bytes. Throws SAFETENSORS_HEADER, FILE_TRUNCATED. */
-export function parseHeader(text: string, path: string, headerBytes: number, fileBytes: number): SafetensorsHeader {
+function parseHeader(text: string, path: string, headerBytes: number, fileBytes: number): SafetensorsHeader {
   const bad = (reason: string) => fail('SAFETENSORS_HEADER', { path, reason })
   let header: unknown
   try {
@@ -195,12 +195,6 @@ export function tensorFiles(
     return new Uint8Array(buffer, entry.offset, entry.bytes)
   }
   return { tensors, files, data }
-}
-
-/** Opens one safetensors file. Throws as `readHeader` does. */
-export async function openSafetensors(path: string, map: MapFile = mapFile): Promise<TensorFiles> {
-  const { tensors } = await readHeader(path)
-  return tensorFiles(tensors, [path], map)
 }
 
 /** A tensor to be written. */

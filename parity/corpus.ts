@@ -34,7 +34,7 @@ export const passages: readonly { readonly text: string; readonly tokens: number
   { text: story, tokens: 1 },
 ]
 /** Lengths of random prompts: more than two blocks of state, one past a block, one past a tile, one. */
-export const randomLengths = [65, 33, 17, 1] as const
+const randomLengths = [65, 33, 17, 1] as const
 
 export const SEED = 20260101
 

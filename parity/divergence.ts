@@ -105,11 +105,7 @@ export const allowances = (plan: ExecutionPlan, batch: BatchInput): number[] =>
   plan.instructions.map((instruction) => aloneTolerance(plan, instruction, lastPosition(batch)))
 
 /** The first instruction of `row` that, alone, errs by more than it may; else the one that comes nearest. */
-export async function firstWrong(
-  pkg: LinkedPackage,
-  row: BackendRow,
-  steps: readonly BatchInput[],
-): Promise<Divergence> {
+async function firstWrong(pkg: LinkedPackage, row: BackendRow, steps: readonly BatchInput[]): Promise<Divergence> {
   let found: Divergence | undefined
   let share = -1
   const allowed = steps.map((batch) => allowances(pkg.plan, batch))
@@ -167,7 +163,7 @@ const differingStates = (plan: ExecutionPlan, index: number, expected: Trace, go
 }
 
 /** The first instruction whose output, or state, differs in any bit; undefined: none does. */
-export async function firstDifferent(
+async function firstDifferent(
   pkg: LinkedPackage,
   expected: BackendRow,
   actual: BackendRow,

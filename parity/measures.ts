@@ -14,7 +14,7 @@ export interface Difference {
 }
 
 /** Log-softmax of `logits[start, start + vocab)` in float64. */
-export function logSoftmax(logits: ArrayLike<number>, start: number, vocab: number): Float64Array {
+function logSoftmax(logits: ArrayLike<number>, start: number, vocab: number): Float64Array {
   // plain loops: a matrix of backends takes this of a hundred million logits
   const z = new Float64Array(vocab)
   let best = Number.NEGATIVE_INFINITY

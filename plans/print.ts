@@ -99,7 +99,7 @@ function named<T>(
 }
 
 /** Parameters that differ from their defaults, in the order of the definition. */
-export function paramsText({ op, params }: Pick<Instruction, 'op' | 'params'>): string[] {
+function paramsText({ op, params }: Pick<Instruction, 'op' | 'params'>): string[] {
   return Object.entries(opDef(op).params).flatMap(([name, field]) =>
     params[name] === undefined || params[name] === field.default
       ? []

@@ -29,7 +29,7 @@ function seedOf(name: string): number {
 }
 
 /** A generator (xorshift32) that fills bf16 chunks of one tensor, one after another. */
-export function tensorFiller(name: string, tables: { weight: Uint16Array; norm: Uint16Array }) {
+function tensorFiller(name: string, tables: { weight: Uint16Array; norm: Uint16Array }) {
   const table = name.includes('norm') ? tables.norm : tables.weight
   let state = seedOf(name)
   return (out: Uint16Array) => {
@@ -43,7 +43,7 @@ export function tensorFiller(name: string, tables: { weight: Uint16Array; norm: 
   }
 }
 
-export const normalTables = () => ({ weight: normalTable(0), norm: normalTable(1) })
+const normalTables = () => ({ weight: normalTable(0), norm: normalTable(1) })
 
 async function writeShard(path: string, tensors: readonly TensorLayout[], tables: ReturnType<typeof normalTables>) {
   const layout = layoutFile(tensors, { format: 'pt' })

@@ -47,8 +47,8 @@ export const scenarioNames = Object.keys(scenarios) as ScenarioName[]
 /** Token budget of a step, and the peer's batch: the same for both. */
 export const STEP_TOKENS = 512
 /** Decode steps that a measurement wants at least and at most. */
-export const LEAST_STEPS = 8
-export const MOST_STEPS = 48
+const LEAST_STEPS = 8
+const MOST_STEPS = 48
 /** Prompts that a prefill measurement times at most. */
 export const MOST_PROMPTS = 5
 

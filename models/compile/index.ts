@@ -36,7 +36,7 @@ export interface CompiledCheckpoint {
 }
 
 export const CONFIG_FILE = 'config.json'
-export const GENERATION_FILE = 'generation_config.json'
+const GENERATION_FILE = 'generation_config.json'
 const TOKENIZER_FILES = ['tokenizer.json', 'tokenizer_config.json']
 
 /** A package copies these unread: what is not even a JSON object fails here, not when the package is opened. */

@@ -45,11 +45,11 @@ export const describe = (shape: object): string =>
 export type Fill = (value: number, row: number, column: number, width: number) => number
 
 /** Magnitude of `large`: far beyond what fits a bf16 exactly, and products of two still fit f16 scales of int8. */
-export const LARGE = 4096
+const LARGE = 4096
 /** Magnitude of `wide`: scores of queries and keys that wide leave a soft-max with few weights that matter. */
-export const WIDE = 8
+const WIDE = 8
 /** Magnitude of `tiny`: squares are about as large as the epsilons of norms, so that each counts. */
-export const TINY = 2 ** -8
+const TINY = 2 ** -8
 
 /** Whether a row of the input holds a value that is no number, and where: a third of the rows, one column each. */
 const isSpecial = (row: number, column: number, width: number) => row % 3 === 1 && column === (row * 7) % width

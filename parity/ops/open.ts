@@ -42,7 +42,7 @@ export interface MadeUp {
   readonly read: (name: string) => Uint8Array
 }
 
-export function madeUp(tensors: readonly CaseTensor[]): MadeUp {
+function madeUp(tensors: readonly CaseTensor[]): MadeUp {
   const bytes = new Map(tensors.map((t) => [t.name, encode(t.dtype, values(t))]))
   const entry = ({ name, shape, dtype }: CaseTensor): TensorEntry => ({
     name,
@@ -87,7 +87,7 @@ export async function packageGraph(
   return { path: name, plan, planBytes: writePlan(plan), tensors }
 }
 
-export const MAX_CONTEXT = 2048
+const MAX_CONTEXT = 2048
 
 /** The package of an op case. */
 export function packageCase(opCase: OpCase, folder: string): Promise<LinkedPackage> {

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -73,6 +74,56 @@ describe('a ledger', () => {
       }),
       { numRuns: 300 },
     )
+  })
+
+  test('is read or refused by name, whatever its lines say and however they are chained', async () => {
+    const path = newPath()
+    const odd = fc.oneof(
+      fc.jsonValue(),
+      fc.constantFrom('a'.repeat(64), '__proto__', '2026-02-30T00:00:00Z', -1, 1e300),
+    )
+    const field = fc.constantFrom(
+      'kind',
+      'phase',
+      'record',
+      'role',
+      'envelope',
+      'packages',
+      'index',
+      'time',
+      '__proto__',
+    )
+    const change = fc.dictionary(field, odd, { maxKeys: 2 })
+    const kinds = [start('a'), { ...start('a'), kind: 'sign', role: 'models', envelope: '' }, { kind: 'rollback' }]
+    const lineOf = (index: number, event: object, previous: string) => {
+      const chained = { index, time: '2026-01-01T00:00:00Z', ...event, previous }
+      const hash = createHash('sha256').update(JSON.stringify(chained)).digest('hex')
+      return { line: JSON.stringify({ ...chained, hash }), hash }
+    }
+    let read = 0
+    await fc.assert(
+      fc.asyncProperty(fc.array(fc.tuple(fc.constantFrom(...kinds), change), { maxLength: 3 }), async (events) => {
+        let previous = GENESIS
+        const lines = events.map(([event, more], index) => {
+          const { line, hash } = lineOf(index, { ...event, ...more }, previous)
+          previous = hash
+          return `${line}\n`
+        })
+        writeFileSync(path, lines.join(''))
+        try {
+          expect(await readLedger(path)).toHaveLength(events.length)
+          read++
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'SIGNOFF_LEDGER_BROKEN' })
+        }
+      }),
+      { numRuns: 300 },
+    )
+    expect(read).toBeGreaterThan(10)
+    for (const text of ['['.repeat(100_000) + ']'.repeat(100_000), '\0', 'null', '{"__proto__":{}}']) {
+      writeFileSync(path, `${text}\n`)
+      await broken(path, 1)
+    }
   })
 
   test('is not added to once broken, nor by two at once', async () => {

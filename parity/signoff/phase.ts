@@ -10,8 +10,8 @@ import { integer } from '../../models/config.ts'
 import { publicKey } from '../../models/dsse.ts'
 import { hashBytes, parseJson, readBytes } from '../../models/files.ts'
 
-export const PHASE_FORMAT = 'ingot-phase'
-export const PHASE_VERSION = 1
+const PHASE_FORMAT = 'ingot-phase'
+const PHASE_VERSION = 1
 export const roles = ['models', 'inference', 'compute'] as const
 export type Role = (typeof roles)[number]
 

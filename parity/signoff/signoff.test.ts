@@ -3,17 +3,28 @@ import { generateKeyPairSync } from 'node:crypto'
 import { cpSync, existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
 import { backends } from '../../compute/backends.ts'
 import { kernelDigest } from '../../compute/kernels.ts'
-import { compile, type IngotError, open } from '../../index.ts'
+import { compile, IngotError, open } from '../../index.ts'
 import { seal } from '../../models/dsse.ts'
 import { readPackage, weightsHash } from '../../models/package.ts'
 import { codeDigest } from '../code.ts'
 import type { MatrixReport } from '../matrix-report.ts'
+import { readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, readLedger } from './ledger.ts'
-import { type PhaseRecord, readPhase, roles } from './phase.ts'
+import {
+  assertDualPath,
+  certificateFile,
+  ownerKey,
+  type PhaseRecord,
+  packagePaths,
+  phaseFiles,
+  readPhase,
+  roles,
+} from './phase.ts'
 import { rollback } from './releases.ts'
 import { check, close, sign, start } from './signoff.ts'
 
@@ -236,6 +247,32 @@ async function refusal(path: string, time = now) {
   return { code: others[0]!.code, message: others[0]!.message }
 }
 
+/** Nothing, where an error is one of ours. */
+function typed(error: unknown): undefined {
+  expect(error).toBeInstanceOf(IngotError)
+}
+
+/** All places of a value, as paths of keys. */
+function placesOf(value: unknown, path: string[] = []): string[][] {
+  const inner = typeof value === 'object' && value !== null ? Object.entries(value) : []
+  return [path, ...inner.flatMap(([key, each]) => placesOf(each, [...path, key]))]
+}
+
+/** One place of a value replaced by anything: other JSON, names of prototypes, paths out of a folder, bytes of no name. */
+function editOf(value: object): fc.Arbitrary<(value: object) => object> {
+  const odd = fc.oneof(
+    fc.jsonValue(),
+    fc.constantFrom('__proto__', 'constructor', 'toString', '../..', '/', '.', '', 'a\0b', 'cpu:mmx', 'cuda', 1e300),
+  )
+  const places = placesOf(value).filter(({ length }) => length > 0)
+  return fc.tuple(fc.constantFrom(...places), odd).map(([path, put]) => (whole) => {
+    const copy = structuredClone(whole) as Record<string, never>
+    const at = path.slice(0, -1).reduce((inner, key) => inner[key]!, copy)
+    Object.assign(at, { [path.at(-1)!]: put })
+    return copy
+  })
+}
+
 describe('a record', () => {
   test.each<[string, object, string]>([
     [
@@ -271,6 +308,28 @@ describe('a record', () => {
       code: 'SIGNOFF_FILE_INVALID',
       message: expect.stringContaining(message),
     })
+  })
+
+  test('is read or refused with a typed error whatever it says, and what is read can be used', async () => {
+    const path = phaseFolder()
+    await fc.assert(
+      fc.asyncProperty(editOf(record), async (edit) => {
+        writeFileSync(path, JSON.stringify(edit(record)))
+        const phase = await readPhase(path).catch(typed)
+        if (!phase) return
+        expect(Object.values(phaseFiles(phase)).map(placeOf)).toEqual(Array(4).fill(placeOf(path)))
+        expect(packagePaths(phase).size).toBe(phase.record.packages.length)
+        for (const role of roles) expect(ownerKey(phase, role).asymmetricKeyType).toBe('ed25519')
+        for (const row of phase.record.parity.rows) expect(certificateFile(row)).toMatch(/^[\w.-]+\.json$/)
+        try {
+          assertDualPath(phase, now)
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'SIGNOFF_OVERDUE' })
+        }
+        await readPackages(phase).catch(typed)
+      }),
+      { numRuns: 150 },
+    )
   })
 
   test('is fixed by the first entry, before anything else', async () => {
@@ -446,6 +505,20 @@ describe('evidence', () => {
     expect(await edited(edit)).toEqual({ code, message: expect.stringContaining(message) })
   })
 
+  test('is weighed or refused with a typed error whatever it says', async () => {
+    const path = phaseFolder()
+    const phase = await readPhase(path)
+    const packages = await readPackages(phase)
+    await fc.assert(
+      fc.asyncProperty(editOf(files), async (edit) => {
+        writeEvidence(placeOf(path), (own) => Object.assign(own, edit(own)))
+        const evidence = await readEvidence(phase).catch(typed)
+        if (evidence) for (const each of (await weigh(phase, evidence, packages).catch(typed)) ?? []) typed(each)
+      }),
+      { numRuns: 60 },
+    )
+  })
+
   test('that is not there is missed', async () => {
     const path = phaseFolder()
     await start(await readPhase(path), now)
@@ -614,6 +687,20 @@ describe('a rollback', () => {
     rmSync(name)
     expect(await rollback(name, ledger)).toMatchObject({ to: first.to, from: null })
     expect(await modelOf(name)).toBe('qwen3')
+  })
+
+  test('goes nowhere by a ledger that names what is no release', async () => {
+    const place = mkdtempSync(join(folder, 'nowhere-'))
+    cpSync(story, join(place, 'story.ingot'), { recursive: true })
+    for (const [i, release] of ['../..', '/', '', 'a\0b', 'story.ingot', '__proto__'].entries()) {
+      const ledger = join(place, `${i}.jsonl`)
+      const packages = [{ path: 'story.ingot', release, manifest: 'a'.repeat(64) }]
+      const [record, evidence] = ['b'.repeat(64), 'c'.repeat(64)]
+      await append(ledger, () => ({ kind: 'signoff', phase: 'x', record, evidence, packages, certificates: [] }))
+      await expect(rollback(join(place, 'story.ingot'), ledger)).rejects.toBeInstanceOf(IngotError)
+      expect(await readLedger(ledger)).toHaveLength(1)
+      expect(lstatSync(join(place, 'story.ingot')).isDirectory()).toBe(true)
+    }
   })
 
   test('refuses a release that was damaged, a folder that is no package, and a broken ledger', async () => {
