@@ -1,16 +1,18 @@
 import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { addon, packageRoot } from '../abi/native.ts'
 import { cpuBackend } from '../compute/cpu-backend.ts'
 import { nullBackend } from '../compute/null.ts'
-import type { StepRecord } from '../compute/record.ts'
+import { parseRecord, type StepRecord } from '../compute/record.ts'
 import { referenceBackend } from '../compute/reference.ts'
-import { compile, type OpenOptions, open } from '../index.ts'
+import { compile, IngotError, type OpenOptions, open } from '../index.ts'
 import { readPackage, weightsHash } from '../models/package.ts'
 import { defective } from './defective.test-backend.ts'
 import { findDivergence, printDivergence } from './divergence.ts'
+import { editOf } from './edit.test-json.ts'
 import { mixedRequests } from './invariance.ts'
 import { assertRecordOf, type ReplayPackage, readRecord, replayAgainst, replayRecord, replaySteps } from './replay.ts'
 
@@ -90,6 +92,24 @@ describe('a recorded step', () => {
     expect(() => assertRecordOf({ ...record, plan: '0'.repeat(64) }, pkg, 'r')).toThrow('recorded with plan 0000')
     assertRecordOf(record, pkg, 'r')
     await expect(readRecord(join(folder, 'none.json'))).rejects.toMatchObject({ code: 'FILE_MISSING' })
+  })
+
+  it('runs or is refused with a typed error whatever it says', async () => {
+    const records = await recorded('edited', { maxSlots: 2, prefixCache: false }, 2)
+    const record = records.findLast(({ sampling }) => sampling.length > 0)!
+    let ran = 0
+    await fc.assert(
+      fc.asyncProperty(editOf(record), async (edit) => {
+        try {
+          await replayRecord(parseRecord(JSON.stringify(edit(record)), 'r'), pkg, cpu)
+          ran++
+        } catch (error) {
+          expect(error).toBeInstanceOf(IngotError)
+        }
+      }),
+      { numRuns: 150 },
+    )
+    expect(ran).toBeGreaterThan(5)
   })
 
   it('needs a folder that can be made', async () => {

@@ -12,6 +12,7 @@ import { compile, IngotError, open } from '../../index.ts'
 import { seal } from '../../models/dsse.ts'
 import { readPackage, weightsHash } from '../../models/package.ts'
 import { codeDigest } from '../code.ts'
+import { editOf } from '../edit.test-json.ts'
 import type { MatrixReport } from '../matrix-report.ts'
 import { readEvidence, readPackages, weigh } from './evidence.ts'
 import { append, readLedger } from './ledger.ts'
@@ -250,27 +251,6 @@ async function refusal(path: string, time = now) {
 /** Nothing, where an error is one of ours. */
 function typed(error: unknown): undefined {
   expect(error).toBeInstanceOf(IngotError)
-}
-
-/** All places of a value, as paths of keys. */
-function placesOf(value: unknown, path: string[] = []): string[][] {
-  const inner = typeof value === 'object' && value !== null ? Object.entries(value) : []
-  return [path, ...inner.flatMap(([key, each]) => placesOf(each, [...path, key]))]
-}
-
-/** One place of a value replaced by anything: other JSON, names of prototypes, paths out of a folder, bytes of no name. */
-function editOf(value: object): fc.Arbitrary<(value: object) => object> {
-  const odd = fc.oneof(
-    fc.jsonValue(),
-    fc.constantFrom('__proto__', 'constructor', 'toString', '../..', '/', '.', '', 'a\0b', 'cpu:mmx', 'cuda', 1e300),
-  )
-  const places = placesOf(value).filter(({ length }) => length > 0)
-  return fc.tuple(fc.constantFrom(...places), odd).map(([path, put]) => (whole) => {
-    const copy = structuredClone(whole) as Record<string, never>
-    const at = path.slice(0, -1).reduce((inner, key) => inner[key]!, copy)
-    Object.assign(at, { [path.at(-1)!]: put })
-    return copy
-  })
 }
 
 describe('a record', () => {
