@@ -153,6 +153,8 @@ export interface NativeProbeOptions {
   readonly isa: string
   /** 0: as many as the machine has physical cores. */
   readonly threads: number
+  /** Of the buffer that is read, at most; 2^28 to 2^30. */
+  readonly readBytes: number
 }
 
 /** Ceilings of one instruction set, measured on the shared pool. */

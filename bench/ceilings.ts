@@ -27,11 +27,19 @@ const serves: Readonly<Record<Arithmetic, readonly string[]>> = {
 }
 
 /**
- * Measures for about a second, off the event loop. `threads` 0: physical cores; `isa` empty: the best. Throws
- * ISA_UNAVAILABLE, OUT_OF_MEMORY, ADDON_MISSING.
+ * Measures for about a second, off the event loop. `threads` 0: physical cores; `isa` empty: the best; `readBytes`: of the
+ * buffer that is read. Throws ISA_UNAVAILABLE, OUT_OF_MEMORY, ADDON_MISSING.
  */
-export async function ceilings({ threads = 0, isa = '' }: { threads?: number; isa?: string } = {}): Promise<Ceilings> {
-  const found = await addon().probe({ threads, isa })
+export async function ceilings({
+  threads = 0,
+  isa = '',
+  readBytes = 2 ** 30,
+}: {
+  threads?: number
+  isa?: string
+  readBytes?: number
+} = {}): Promise<Ceilings> {
+  const found = await addon().probe({ threads, isa, readBytes })
   if ('code' in found) throw fail(found.code as ErrorCode, found.details as ErrorDetails<ErrorCode>)
   const all = new Map(found.measurements.map(({ name, samples }) => [name, spread(samples)]))
   const best = (names: readonly string[]) =>

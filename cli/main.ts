@@ -3,18 +3,22 @@
 import { Command, CommanderError } from 'commander'
 import { packageVersion } from '../abi/native.ts'
 import { fail } from '../errors.ts'
-import { benchCommand } from './bench.ts'
-import { compileCommand } from './compile.ts'
-import { diffCommand } from './diff.ts'
-import { doctorCommand } from './doctor.ts'
-import { inspectCommand } from './inspect.ts'
-import { parityCommand } from './parity.ts'
-import { replayCommand } from './replay.ts'
-import { rollbackCommand } from './rollback.ts'
-import { runCommand } from './run.ts'
-import { signoffCommand } from './signoff.ts'
 import { exits, refuse } from './terminal.ts'
-import { verifyCommand } from './verify.ts'
+
+/** Commands by name, in the order of the help. Each is loaded when it is asked for: to load all takes longer than most. */
+const commands: Readonly<Record<string, () => Promise<Command>>> = {
+  compile: async () => (await import('./compile.ts')).compileCommand,
+  inspect: async () => (await import('./inspect.ts')).inspectCommand,
+  diff: async () => (await import('./diff.ts')).diffCommand,
+  verify: async () => (await import('./verify.ts')).verifyCommand,
+  run: async () => (await import('./run.ts')).runCommand,
+  parity: async () => (await import('./parity.ts')).parityCommand,
+  replay: async () => (await import('./replay.ts')).replayCommand,
+  bench: async () => (await import('./bench.ts')).benchCommand,
+  signoff: async () => (await import('./signoff.ts')).signoffCommand,
+  rollback: async () => (await import('./rollback.ts')).rollbackCommand,
+  doctor: async () => (await import('./doctor.ts')).doctorCommand,
+}
 
 const program = new Command('ingot')
   .description('Compile a model checkpoint into a verifiable plan and run it inside Node.js.')
@@ -23,20 +27,9 @@ const program = new Command('ingot')
   .enablePositionalOptions()
   .exitOverride()
 
-for (const command of [
-  compileCommand,
-  inspectCommand,
-  diffCommand,
-  verifyCommand,
-  runCommand,
-  parityCommand,
-  replayCommand,
-  benchCommand,
-  signoffCommand,
-  rollbackCommand,
-  doctorCommand,
-]) {
-  const subcommand = command
+const named = process.argv[2] ?? ''
+for (const load of Object.hasOwn(commands, named) ? [commands[named]!] : Object.values(commands)) {
+  const subcommand = (await load())
     .option('--json', 'print data as JSON on stdout')
     .option('--quiet', 'no progress and no logs on stderr')
   program.addCommand(subcommand.exitOverride())

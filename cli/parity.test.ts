@@ -80,6 +80,8 @@ it('replay runs a recorded step again on any backend, and names what parts them'
 it.each([
   ['neither golden nor matrix', ['parity', pkg]],
   ['both', ['parity', pkg, '--matrix', '--golden', 'x']],
+  ['an option that a matrix does not read', ['parity', '--matrix', pkg, '--isa', 'avx2']],
+  ['an option that is of a matrix only', ['parity', '--ops', '--html', 'x.html']],
   ['an unknown precision', ['parity', '--matrix', pkg, '--precisions', 'f8']],
   ['an unknown backend', ['parity', '--matrix', pkg, '--backends', 'reference,abacus']],
   ['an unknown instruction set', ['parity', '--matrix', pkg, '--backends', 'reference,cpu:mmx']],

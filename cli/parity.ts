@@ -157,6 +157,28 @@ async function judgeOps(options: Options): Promise<boolean> {
   return report.pass
 }
 
+/** Options that only some kinds of judgement read. */
+const readBy = {
+  backend: ['golden', 'ops'],
+  deterministic: ['golden', 'ops'],
+  isa: ['golden', 'ops'],
+  quantize: ['golden'],
+  state: ['golden'],
+  quick: ['ops'],
+  backends: ['matrix'],
+  precisions: ['matrix'],
+  out: ['matrix'],
+  html: ['matrix'],
+  bench: ['matrix'],
+} as const satisfies Partial<Record<keyof Options, readonly string[]>>
+
+/** Throws USAGE for an option that would be ignored. */
+function assertUsed(command: Command, mode: 'golden' | 'ops' | 'matrix'): void {
+  for (const [option, modes] of Object.entries(readBy))
+    if (command.getOptionValueSource(option) === 'cli' && !(modes as readonly string[]).includes(mode))
+      throw fail('USAGE', { reason: `--${option} goes with --${modes.join(' or --')}` })
+}
+
 export const parityCommand = new Command('parity')
   .description(
     'compare backends with reference outputs (--golden), each other (--matrix), or by opcode (--ops); exit 1 on failure',
@@ -189,12 +211,13 @@ export const parityCommand = new Command('parity')
   .option('-o, --out <file>', 'write the matrix as JSON')
   .option('--html <file>', 'write a self-contained page')
   .option('--bench <file>', 'results of bench:peers, for the page')
-  .action((paths: string[], options: Options) =>
+  .action((paths: string[], options: Options, command: Command) =>
     finish(async () => {
       const wantsMatrix = options.matrix || options.from !== undefined
       const modes = [options.golden !== undefined, wantsMatrix, options.ops === true]
       if (modes.filter(Boolean).length !== 1)
         throw fail('USAGE', { reason: 'give one of --golden <file>, --matrix and --ops' })
+      assertUsed(command, wantsMatrix ? 'matrix' : options.ops ? 'ops' : 'golden')
       if (options.ops && paths.length > 0) throw fail('USAGE', { reason: '--ops takes no package' })
       if (options.ops) return judgeOps(options)
       if (wantsMatrix) return judge(paths, options)

@@ -10,13 +10,14 @@ namespace {
 
 class Probing : public Napi::AsyncWorker {
  public:
-  Probing(Napi::Env env, const cpu::InstructionSet& set, unsigned threads)
-      : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), set_(set), threads_(threads) {}
+  Probing(Napi::Env env, const cpu::InstructionSet& set, unsigned threads, size_t read_bytes)
+      : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), set_(set), threads_(threads),
+        read_bytes_(read_bytes) {}
   Napi::Promise promise() const { return promise_.Promise(); }
 
   void Execute() override {
     try {
-      fault_ = cpu::measure_ceilings(set_, threads_, ceilings_);
+      fault_ = cpu::measure_ceilings(set_, threads_, ceilings_, read_bytes_);
     } catch (const std::exception& error) {
       SetError(error.what());
     }
@@ -50,6 +51,7 @@ class Probing : public Napi::AsyncWorker {
   Napi::Promise::Deferred promise_;
   const cpu::InstructionSet& set_;
   unsigned threads_;
+  size_t read_bytes_;
   Fault fault_;
   cpu::Ceilings ceilings_;
 };
@@ -63,6 +65,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   const std::string isa = reader.string(reader.property(from, "isa"), "isa");
   constexpr uint64_t kMaxThreads = 1024;
   unsigned threads = unsigned(reader.integer(reader.property(from, "threads"), "threads", kMaxThreads));
+  const uint64_t read_bytes = reader.integer(reader.property(from, "readBytes"), "readBytes", cpu::kReadBytes);
   if (!reader.ok()) return {};
   if (threads == 0) threads = cpu::cpu_info().physical_cores;
   const cpu::InstructionSet* set = find_isa(isa);
@@ -71,7 +74,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
     refused.Resolve(to_object(env, isa_fault(isa)));
     return refused.Promise();
   }
-  auto* probing = new Probing(env, *set, threads);  // deletes itself when it has settled
+  auto* probing = new Probing(env, *set, threads, read_bytes);  // deletes itself when it has settled
   const Napi::Promise promise = probing->promise();
   probing->Queue();
   return promise;

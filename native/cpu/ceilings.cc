@@ -13,7 +13,7 @@ namespace {
 // Windows are short, so that most of them meet no other process, and many, so that their median does not.
 constexpr int kWindows = 11;
 constexpr double kWindowSeconds = 4e-3;
-constexpr size_t kReadBytes = size_t{1} << 30, kLeastReadBytes = size_t{1} << 28, kReadWindow = size_t{1} << 27;
+constexpr size_t kLeastReadBytes = size_t{1} << 28, kReadWindow = size_t{1} << 27;
 constexpr size_t kReadGrain = 8192;
 
 // body(thread) on each thread of the lease; seconds until all are done.
@@ -55,8 +55,9 @@ Measurement measure_peak(const PeakProbe& probe, unsigned threads) {
 }
 
 // A buffer of real pages: untouched ones would all be the one page of zeros.
-Fault read_buffer(unsigned threads, Region& out) {
-  const size_t spare = available_memory() / 4, bytes = std::min(kReadBytes, spare / kReadWindow * kReadWindow);
+Fault read_buffer(unsigned threads, size_t most, Region& out) {
+  const size_t spare = available_memory() / 4;
+  const size_t bytes = std::min(std::max(most, kLeastReadBytes), spare) / kReadWindow * kReadWindow;
   if (bytes < kLeastReadBytes)
     return out_of_memory("the probe of the read bandwidth", double(kLeastReadBytes), double(spare));
   if (Fault fault = Region::allocate("the probe of the read bandwidth", bytes, out)) return fault;
@@ -68,9 +69,9 @@ Fault read_buffer(unsigned threads, Region& out) {
 
 }  // namespace
 
-Fault measure_ceilings(const InstructionSet& set, unsigned threads, Ceilings& out) {
+Fault measure_ceilings(const InstructionSet& set, unsigned threads, Ceilings& out, size_t read_bytes) {
   Region buffer;
-  if (Fault fault = read_buffer(threads, buffer)) return fault;
+  if (Fault fault = read_buffer(threads, read_bytes, buffer)) return fault;
   const ProbeTable& probes = *set.probes;
   out = {buffer.size(), {}};
   out.measurements.push_back(measure_read("read", threads, buffer, probes.read));

@@ -35,8 +35,11 @@ struct Ceilings {
   std::vector<Measurement> measurements;
 };
 
+inline constexpr size_t kReadBytes = size_t{1} << 30;
+
 // Measures every loop of `set` on `threads` threads of the shared pool; takes about a second, and the pool's turn for
-// one loop at a time. Fault OUT_OF_MEMORY when too little is free for a buffer that caches do not hold.
-Fault measure_ceilings(const InstructionSet& set, unsigned threads, Ceilings& out);
+// one loop at a time. Reads a buffer of `read_bytes` at most. Fault OUT_OF_MEMORY when too little is free for a buffer that
+// caches do not hold.
+Fault measure_ceilings(const InstructionSet& set, unsigned threads, Ceilings& out, size_t read_bytes = kReadBytes);
 
 }  // namespace ingot::cpu
