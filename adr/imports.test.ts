@@ -54,7 +54,7 @@ function includesOf(file: string): string[] {
 }
 
 const sources = Object.keys(allowed).flatMap((name) =>
-  name.endsWith('.ts') ? [name] : filesBelow(name, /(?<!\.test|\.d|\.test-plan)\.ts$/),
+  name.endsWith('.ts') ? [name] : filesBelow(name, /(?<!\.test|\.d|\.test-\w+)\.ts$/),
 )
 
 describe('imports', () => {
