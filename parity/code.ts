@@ -78,6 +78,9 @@ export async function recordedCode(root = packageRoot()): Promise<string> {
 export const codeDigest = (root = packageRoot()): Promise<string> =>
   existsSync(join(root, 'errors.ts')) ? sourcesDigest(root) : recordedCode(root)
 
-/** Digest of a backend's kernels (compute/kernels.ts); of the code, for one that does not say what they are. */
+/**
+ * Digest of a backend's kernels (compute/kernels.ts); of the code, for one that does not say what they are, or that cannot
+ * run here and so has none.
+ */
 export const kernelsOf = (backend: Backend): Promise<string> =>
-  backend.kernelFiles ? kernelDigest(backend) : codeDigest()
+  backend.kernelFiles && !backend.unavailable() ? kernelDigest(backend) : codeDigest()
