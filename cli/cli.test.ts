@@ -17,6 +17,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../abi/native.ts'
 import { opNames } from '../abi/ops/index.ts'
+import { ingotIn } from './ingot.test-command.ts'
 
 const root = packageRoot()
 const golden = join(root, 'parity/goldens/llama')
@@ -24,14 +25,7 @@ const folder = mkdtempSync(join(tmpdir(), 'ingot-cli-'))
 const pkg = join(folder, 'llama.ingot')
 const quantised = join(folder, 'llama-q8.ingot')
 
-function ingot(...args: string[]) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), ...args], {
-    encoding: 'utf8',
-    cwd: folder,
-    env: { ...process.env, NO_COLOR: '1' },
-  })
-  return { status, stdout, stderr, json: () => JSON.parse(stdout) }
-}
+const ingot = ingotIn(folder)
 
 beforeAll(() => {
   expect(ingot('compile', golden, '-o', pkg).status).toBe(0)

@@ -1,5 +1,4 @@
 /** `ingot parity --matrix` and `ingot replay` as a shell sees them. Runs the built dist/. */
-import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,20 +6,14 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { packageRoot } from '../abi/native.ts'
 import { compile, open } from '../index.ts'
 import type { MatrixReport } from '../parity/matrix-report.ts'
+import { ingotIn } from './ingot.test-command.ts'
 
 const root = packageRoot()
 const golden = join(root, 'parity/goldens/llama')
 const folder = mkdtempSync(join(tmpdir(), 'ingot-cli-parity-'))
 const pkg = join(folder, 'llama.ingot')
 
-function ingot(...args: string[]) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), ...args], {
-    encoding: 'utf8',
-    cwd: folder,
-    env: { ...process.env, NO_COLOR: '1' },
-  })
-  return { status, stdout, stderr, json: () => JSON.parse(stdout) }
-}
+const ingot = ingotIn(folder)
 
 beforeAll(() => compile(golden, { out: pkg }))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
