@@ -1,8 +1,13 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { afterAll, expect, test } from 'vitest'
+import { packageRoot } from '../abi/native.ts'
+import { IngotError } from '../errors.ts'
+import { editOf } from '../parity/edit.test-json.ts'
 import { benchCells, peerCells } from './matrix.ts'
+import { readPerformance } from './performance-part.ts'
 import type { BenchReport } from './step.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'ingot-matrix-'))
@@ -73,4 +78,22 @@ test('a run beside the peer counts for the code that it measured', async () => {
   writeFileSync(path, JSON.stringify({ rows: [row] }))
   await expect(peerCells(path, digest)).rejects.toMatchObject({ code: 'SIGNOFF_FILE_INVALID' })
   await expect(peerCells(join(folder, 'none.json'), digest)).rejects.toMatchObject({ code: 'FILE_MISSING' })
+})
+
+test('a run beside the peer is read or refused with a typed error whatever it says', async () => {
+  const path = join(folder, 'odd.json')
+  const file = 'bench/results/peers-2026-11-21-intel-xeon-2-llama-3-2-1b-q4.json'
+  const { rows, ...run } = JSON.parse(readFileSync(join(packageRoot(), file), 'utf8'))
+  const sound = { ...run, code: digest, kernels: digest, rows: rows.slice(0, 2) }
+  writeFileSync(path, JSON.stringify(sound))
+  expect(await peerCells(path, digest)).toHaveLength(2)
+  expect((await readPerformance(path)).groups).toHaveLength(2)
+  await fc.assert(
+    fc.asyncProperty(editOf(sound), async (edit) => {
+      writeFileSync(path, JSON.stringify(edit(sound)))
+      for (const read of [peerCells(path, digest), readPerformance(path)])
+        await read.catch((error: unknown) => expect(error).toBeInstanceOf(IngotError))
+    }),
+    { numRuns: 150 },
+  )
 })
