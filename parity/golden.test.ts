@@ -1,9 +1,12 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import fc from 'fast-check'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { IngotError } from '../errors.ts'
 import type { Tensor } from '../plans/plan.ts'
 import { type ParityModel, printParity, runGolden } from './golden.ts'
+import { readGolden } from './golden-file.ts'
 import { compareLogits, lossOf } from './measures.ts'
 import { weightsClass } from './tolerances.ts'
 import { type TensorBytes, writeTensors } from './write-tensors.ts'
@@ -186,4 +189,27 @@ it('names the class of the coarsest weights', () => {
   expect(weightsClass({ tensors: [matrix('f32'), matrix('f16')] })).toBe('f16')
   expect(weightsClass({ tensors: [matrix('f32'), matrix('f16'), matrix('bf16')] })).toBe('bf16')
   expect(weightsClass({ tensors: [matrix('f32')] })).toBe('f32')
+})
+
+it('a golden file is read or refused with a typed error whatever its bytes', async () => {
+  const bytes = await readFile(await golden(sound))
+  const path = join(folder, 'odd.safetensors')
+  const edits = fc.array(fc.tuple(fc.nat(bytes.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 })
+  let read = 0
+  await fc.assert(
+    fc.asyncProperty(edits, fc.option(fc.nat(bytes.length)), async (each, cut) => {
+      const odd = Buffer.from(bytes)
+      for (const [at, value] of each) odd[at] = value
+      await writeFile(path, odd.subarray(0, cut ?? odd.length))
+      try {
+        const { prompts } = await readGolden(path, VOCAB)
+        for (const { ids } of prompts) expect(ids.every((id) => id >= 0 && id < VOCAB)).toBe(true)
+        read++
+      } catch (error) {
+        expect(error).toBeInstanceOf(IngotError)
+      }
+    }),
+    { numRuns: 300 },
+  )
+  expect(read).toBeGreaterThan(0)
 })
