@@ -1,4 +1,4 @@
-/** Reading files with typed errors: names, sizes, text, JSON, hashes. Everything asynchronous is done in bounded chunks. */
+/** Reading and writing files with typed errors: names, sizes, text, JSON, hashes; in bounded chunks where asynchronous. */
 import { createHash, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, mkdir, mkdtemp, open, rename, rm, writeFile } from 'node:fs/promises'
