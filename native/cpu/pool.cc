@@ -22,7 +22,7 @@ void pool(const Context& context, const Call& call) {
     }
     if (!p.normalize) return;
     const double length = std::sqrt(double(sum_of_squares(y, p.width)));
-    const Vec scale = set(float(1.0 / (length > 1e-12 ? length : 1e-12)));  // a zero vector stays zero
+    const Vec scale = set(float(1.0 / (length < 1e-12 ? 1e-12 : length)));  // a zero vector stays zero, NaN stays NaN
     for (size_t c = 0; c < p.width; c += kLanes) {
       const size_t n = p.width - c < kLanes ? p.width - c : kLanes;
       store_n(y + c, load_n(y + c, n) * scale, n);

@@ -1,4 +1,4 @@
-// Elementary functions of epilogues, in f32.
+// Pointwise functions of abi/ops/define.ts, in f32. What is no number stays none.
 #pragma once
 #include "../core/kernel.h"
 
@@ -14,16 +14,18 @@ __device__ inline float gelu_tanh(float x) {
   return x * sigmoid(inner * 1.59576912f);  // (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) inner
 }
 
+__device__ inline float relu(float x) { return x < 0 ? 0.0f : x; }  // fmaxf would lose NaN
+
 __device__ inline float activate(Activation activation, float x) {
   switch (activation) {
     case Activation::none: return x;
     case Activation::silu: return x * sigmoid(x);
     case Activation::gelu: return gelu(x);
     case Activation::gelu_tanh: return gelu_tanh(x);
-    case Activation::relu: return fmaxf(x, 0.0f);
+    case Activation::relu: return relu(x);
     case Activation::sigmoid: return sigmoid(x);
     case Activation::tanh: return tanhf(x);
-    case Activation::relu2: return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
+    case Activation::relu2: return relu(x) * relu(x);
   }
   return x;
 }

@@ -141,11 +141,18 @@ template <> __device__ inline float element<float>(float x) { return x; }
 template <> __device__ inline __half element<__half>(float x) { return __float2half_rn(x); }
 template <> __device__ inline __nv_bfloat16 element<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-// What an int8 state keeps of a head: integers to 127, and what takes them back.
+__device__ inline float larger_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
+// What an int8 state keeps of a head: integers to 127, and what takes them back, which is NaN where an element is.
 __device__ inline float head_scale(const Attention& a, const float* head) {
   float most = 0;
-  for (uint32_t i = threadIdx.x % 32; i < a.dim; i += 32) most = fmaxf(most, fabsf(head[i]));
-  return warp_max(most);
+  for (uint32_t i = threadIdx.x % 32; i < a.dim; i += 32) most = larger_or_nan(most, fabsf(head[i]));
+  for (int d = 16; d; d /= 2) most = larger_or_nan(most, __shfl_xor_sync(kAll, most, d));
+  return most;
 }
 __device__ inline int8_t quantized(float x, float most) {
   return int8_t(max(-127, min(127, __float2int_rn(most == 0 ? 0.0f : x * (127.0f / most)))));

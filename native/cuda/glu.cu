@@ -1,4 +1,4 @@
-#include "activate.h"
+#include "activation.h"
 #include "pointwise.h"
 
 namespace ingot::cuda {

@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Matrix x, Matrix out, co
     const float y = pooled(x, begin, end, c);
     squares = fmaf(y, y, squares);
   }
-  // a zero vector stays zero
-  const float scale = normalize ? 1 / fmaxf(sqrtf(block_sum(squares, shared)), 1e-12f) : 1;
+  const float length = normalize ? sqrtf(block_sum(squares, shared)) : 1;
+  const float scale = 1 / (length < 1e-12f ? 1e-12f : length);  // a zero vector stays zero, NaN stays NaN
   for (uint32_t c = threadIdx.x; c < width; c += kThreads) store(out, s, c, pooled(x, begin, end, c) * scale);
 }
 

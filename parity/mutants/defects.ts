@@ -349,6 +349,14 @@ export const kernelDefects: readonly KernelDefect[] = [
     replace: 'float(end - begin + (end - begin > 1)) : 1.0f',
     ops: ['pool'],
   },
+  {
+    name: 'length_of_nan',
+    why: 'a vector without a length is divided by the least one, as if it were zero',
+    file: 'pool.cc',
+    find: 'length < 1e-12 ? 1e-12 : length',
+    replace: 'length > 1e-12 ? length : 1e-12',
+    ops: ['pool'],
+  },
   // --- sampling
   {
     name: 'seed_ignored',

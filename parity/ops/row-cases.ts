@@ -52,12 +52,21 @@ export const gatherCases: readonly OpCase[] = generate(
   tolerance: bound('gather_rows', shape.width),
 }))
 
+const poolShapes = generate(
+  { ...row, normalize: 0 },
+  { width: [1, 16, 17, 64, 65], fill: ['plain', 'large', 'nan', 'infinite'], batch: anyBatch, normalize: [0, 1] },
+  4,
+)
+/** For the last token alone: a mean is no number wherever one of its tokens is none. */
+const spoiledShapes = (['nan', 'infinite'] as const).map((fill): (typeof poolShapes)[number] => ({
+  ...row,
+  fill,
+  batch: 'counts',
+  normalize: 1,
+}))
+
 export const poolCases: readonly OpCase[] = Object.entries(pools).flatMap(([mode, id]) =>
-  generate(
-    { ...row, normalize: 0 },
-    { width: [1, 16, 17, 64, 65], fill: ['plain', 'large', 'nan', 'infinite'], batch: anyBatch, normalize: [0, 1] },
-    4,
-  ).map(
+  [...poolShapes, ...(mode === 'last' ? spoiledShapes : [])].map(
     ({ width, fill, batch, normalize }): OpCase => ({
       op: 'pool',
       name: `${mode}, ${describe({ width, fill, batch, normalize })}`,
