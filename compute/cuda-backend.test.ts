@@ -28,7 +28,14 @@ describe('the table', () => {
 
 describe('a machine', () => {
   it('says by a stable code whether models open on it', () => {
-    const codes = ['driver_missing', 'driver_too_old', 'no_device', 'compute_capability_below_sm80', 'device_failed']
+    const codes = [
+      'driver_missing',
+      'driver_too_old',
+      'no_device',
+      'compute_capability_below_sm80',
+      'device_not_built_for',
+      'device_failed',
+    ]
     expect(built ? ['available', ...codes, 'library_unloadable'] : ['not_built']).toContain(status.code)
     expect(backends.cuda.unavailable()?.code).toBe(status.code === 'available' ? undefined : status.code)
   })

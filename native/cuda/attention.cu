@@ -130,34 +130,85 @@ Parts cut(const Context& context, const Attention& a, uint32_t items, size_t blo
   return {parts, splits, reinterpret_cast<uint32_t*>(memory), reinterpret_cast<float*>(memory + kCounterBytes)};
 }
 
-template <class T, bool Int8, int Dim, bool Exact>
-cudaError_t launch_rows(const Context& context, const Attention& a) {
-  if (context.shape.decode) {
-    using Layout = RowsLayout<T, Int8, Dim, Exact, true>;
-    const uint32_t tiles = (a.group + Layout::kRows - 1) / Layout::kRows;
-    const Parts parts = cut(context, a, a.sequences * tiles * a.kv_heads, Layout::bytes(a));
-    const Grid grid{dim3(parts.parts, a.kv_heads, a.sequences * tiles), Layout::kThreads, Layout::bytes(a)};
-    return launch_large(context, decode_rows<T, Int8, Dim, Exact>, grid, a, parts);
-  }
-  if (cudaError_t error = launch_append(context, a)) return error;
-  if constexpr (Exact && !Int8) {
-    using Layout = TilesLayout<Dim>;
-    const Grid grid{dim3(a.kv_heads, most_tiles(a, Layout::kRows)), Layout::kThreads, Layout::template bytes<T>(a)};
-    return launch_large(context, attend_tiles<T, Dim>, grid, a);
-  } else {
-    using Layout = RowsLayout<T, Int8, Dim, Exact, false>;
-    const Grid grid{dim3(a.kv_heads, most_tiles(a, Layout::kRows)), Layout::kThreads, Layout::bytes(a)};
-    return launch_large(context, attend_rows<T, Int8, Dim, Exact>, grid, a);
-  }
+uint32_t row_tiles(const Attention& a) { return (a.group + 15) / 16; }
+
+// Whether a decode step has few sequences for this device: what counts then is how soon a block is done.
+bool few(const Context& context, const Attention& a) {
+  return 2 * a.sequences * row_tiles(a) * a.kv_heads <= uint32_t(context.device.processors);
 }
 
-template <class T, bool Int8>
+template <class T, bool Int8, int Dim, bool Exact, bool Lean>
+cudaError_t launch_decode(const Context& context, const Attention& a) {
+  using Layout = RowsLayout<T, Int8, Dim, Exact, true, Lean>;
+  static_assert(Layout::kRows == 16);
+  const uint32_t tiles = a.sequences * row_tiles(a);
+  const Parts parts = cut(context, a, tiles * a.kv_heads, Layout::bytes(a));
+  const Grid grid{dim3(parts.parts, a.kv_heads, tiles), Layout::kThreads, Layout::bytes(a)};
+  return launch_large(context, decode_rows<T, Int8, Dim, Exact, Lean>, grid, a, parts);
+}
+
+template <class T, bool Int8, int Dim, bool Exact, bool Lean>
 cudaError_t launch_rows(const Context& context, const Attention& a) {
-  if (a.head_dim == 64) return launch_rows<T, Int8, 64, true>(context, a);
-  if (a.head_dim == 128) return launch_rows<T, Int8, 128, true>(context, a);
-  if (a.dim <= 128) return launch_rows<T, Int8, 128, false>(context, a);
-  if (a.dim <= 256) return launch_rows<T, Int8, 256, false>(context, a);
-  return launch_rows<T, Int8, 512, false>(context, a);
+  using Layout = RowsLayout<T, Int8, Dim, Exact, false, Lean>;
+  const Grid grid{dim3(a.kv_heads, most_tiles(a, Layout::kRows)), Layout::kThreads, Layout::bytes(a)};
+  return launch_large(context, attend_rows<T, Int8, Dim, Exact, Lean>, grid, a);
+}
+
+template <class T, int Dim>
+cudaError_t launch_tiles(const Context& context, const Attention& a) {
+  using Layout = TilesLayout<Dim>;
+  const Grid grid{dim3(a.kv_heads, most_tiles(a, Layout::kRows)), Layout::kThreads, Layout::template bytes<T>(a)};
+  return launch_large(context, attend_tiles<T, Dim>, grid, a);
+}
+
+// The kernels for heads of one size: how they are launched, and the shared memory of the leanest that will do.
+template <class T, bool Int8, int Dim, bool Exact>
+struct Heads {
+  // Of heads of 128 and 16 bits, others need less shared memory than some devices have, or leave no room for lean ones.
+  static constexpr bool kLean = Dim == 128 && !Int8, kTiles = Exact && !Int8;
+
+  static cudaError_t decode(const Context& context, const Attention& a) {
+    if constexpr (kLean) {
+      const bool fits = RowsLayout<T, Int8, Dim, Exact, true, false>::bytes(a) <= context.device.shared_bytes;
+      if (!fits || (Exact && few(context, a))) return launch_decode<T, Int8, Dim, Exact, true>(context, a);
+    }
+    return launch_decode<T, Int8, Dim, Exact, false>(context, a);
+  }
+  static cudaError_t prompts(const Context& context, const Attention& a) {
+    if (cudaError_t error = launch_append(context, a)) return error;
+    const size_t most = context.device.shared_bytes;
+    if constexpr (kTiles) {
+      if (!kLean || TilesLayout<Dim>::template bytes<T>(a) <= most) return launch_tiles<T, Dim>(context, a);
+    } else {
+      if (!kLean || RowsLayout<T, Int8, Dim, false, false, false>::bytes(a) <= most)
+        return launch_rows<T, Int8, Dim, Exact, false>(context, a);
+    }
+    if constexpr (kLean) return launch_rows<T, Int8, Dim, false, true>(context, a);
+    return cudaErrorInvalidValue;
+  }
+  static size_t least_bytes(const Attention& a) {
+    const size_t decode = RowsLayout<T, Int8, Dim, Exact, true, kLean>::bytes(a);
+    if constexpr (kTiles && !kLean) return std::max(decode, TilesLayout<Dim>::template bytes<T>(a));
+    return std::max(decode, RowsLayout<T, Int8, Dim, Exact && !kLean, false, kLean>::bytes(a));
+  }
+};
+
+template <class T, bool Int8, class F>
+auto with_heads(const Attention& a, const F& f) {
+  if (a.head_dim == 64) return f(Heads<T, Int8, 64, true>{});
+  if (a.head_dim == 128) return f(Heads<T, Int8, 128, true>{});
+  if (a.dim <= 128) return f(Heads<T, Int8, 128, false>{});
+  if (a.dim <= 256) return f(Heads<T, Int8, 256, false>{});
+  return f(Heads<T, Int8, 512, false>{});
+}
+
+template <class F>
+auto with_state(const Attention& a, const F& f) {
+  switch (a.dtype) {
+    case DType::f16: return with_heads<__half, false>(a, f);
+    case DType::i8: return with_heads<__nv_bfloat16, true>(a, f);
+    default: return with_heads<__nv_bfloat16, false>(a, f);
+  }
 }
 
 cudaError_t launch_plain(const Context& context, const Attention& a) {
@@ -177,14 +228,23 @@ size_t attention_workspace(const Device&, const Call& call) {
          (paged::is_paged(call) ? paged::slots_of(slot) * slot : tokens * 2 * p.kv_heads * dim * sizeof(float));
 }
 
+size_t attention_shared(const Call& call) {
+  const auto& p = call.as<op::attention::Params>();
+  paged::Attention a{};
+  a.head_dim = p.head_dim;
+  a.dim = paged::padded(p.head_dim);
+  a.pairs = p.rope_dim / 2;
+  if (!paged::is_paged(call) || call.states[op::attention::state_kv].dtype == DType::f32) return paged::plain_bytes(a);
+  a.dtype = call.states[op::attention::state_kv].dtype;
+  return paged::with_state(a, [&](auto heads) { return heads.least_bytes(a); });
+}
+
 cudaError_t attention(const Context& context, const Call& call) {
   const paged::Attention a = paged::describe(context, call);
-  switch (a.dtype) {
-    case DType::f32: return paged::launch_plain(context, a);
-    case DType::f16: return paged::launch_rows<__half, false>(context, a);
-    case DType::i8: return paged::launch_rows<__nv_bfloat16, true>(context, a);
-    default: return paged::launch_rows<__nv_bfloat16, false>(context, a);
-  }
+  if (a.dtype == DType::f32) return paged::launch_plain(context, a);
+  return paged::with_state(a, [&](auto heads) {
+    return context.shape.decode ? heads.decode(context, a) : heads.prompts(context, a);
+  });
 }
 
 }  // namespace ingot::cuda

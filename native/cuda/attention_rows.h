@@ -13,13 +13,15 @@ struct Parts {
   float* sums;
 };
 
-// Int8: the state's elements are int8, T what they become. Exact: heads of Dim elements, not of fewer.
-template <class T, bool Int8, int Dim, bool Exact, bool Decode>
+// Int8: the state's elements are int8, T what they become. Exact: heads of Dim elements, not of fewer. Lean: of heads of up
+// to 128, two tiles in shared memory and not three, for few sequences and for devices that have less.
+template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;
-  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock.
-  static constexpr bool kSpans = Decode && Exact && !Int8 && Dim == 64;
-  static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 ? 3 : 2;
+  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock. Each
+  // tile is weighed by itself, in order, and one beyond the sequence or its window adds nothing: the bits are the same.
+  static constexpr bool kSpans = Decode && Exact && !Int8 && (Dim == 64 || Lean);
+  static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 && !Lean ? 3 : 2;
   static constexpr int kPairs = (Dim / 16 + kWarps - 1) / kWarps;  // runs of 16 elements of an output, a warp
   static constexpr int kScores = (kSpans ? kStages : 1) * kTile + kPad;
 
@@ -64,9 +66,9 @@ struct RowSums {
   }
 };
 
-template <class T, bool Int8, int Dim, bool Exact, bool Decode>
+template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsBlock {
-  using Layout = RowsLayout<T, Int8, Dim, Exact, Decode>;
+  using Layout = RowsLayout<T, Int8, Dim, Exact, Decode, Lean>;
   using Sums = RowSums<Layout::kPairs>;
   static constexpr int kPad = Layout::kPad, kWarps = Layout::kWarps, kPairs = Layout::kPairs, kRows = Layout::kRows;
   static constexpr uint32_t kAhead = Layout::kStages - 1, kTilesOfSplit = kSplit / kTile;
@@ -188,7 +190,7 @@ struct RowsBlock {
     T* to = (plane ? values : keys) + stage * width;
     const uint32_t side = plane * a.kv_heads + head;
     const size_t offset = size_t(side) * kPage * dim * bytes;
-    if constexpr (Exact && !Int8) {
+    if constexpr (Exact && !Int8 && !Lean) {
       if (t * kTile >= low && (t + 1) * kTile <= high)
         return copy_tile<Dim, Layout::kThreads>(shared_address(to), pages, offset);
     }
@@ -576,23 +578,23 @@ struct RowsBlock {
   }
 };
 
-template <class T, bool Int8, int Dim, bool Exact>
+template <class T, bool Int8, int Dim, bool Exact, bool Lean>
 __global__ void __launch_bounds__(128) attend_rows(const __grid_constant__ Attention a) {
   extern __shared__ __align__(16) std::byte memory[];
   wait_for_inputs();
   let_next_start();
-  using Block = RowsBlock<T, Int8, Dim, Exact, false>;
+  using Block = RowsBlock<T, Int8, Dim, Exact, false, Lean>;
   Rows rows;
   if (!find_rows(a, blockIdx.y, Block::kRows, rows)) return;
   Block(a, rows, blockIdx.x, memory).run();
 }
 
 // A decode step: every sequence has one token. Pages of earlier positions are read before the inputs are there.
-template <class T, bool Int8, int Dim, bool Exact>
+template <class T, bool Int8, int Dim, bool Exact, bool Lean>
 __global__ void __launch_bounds__(128) decode_rows(const __grid_constant__ Attention a,
                                                    const __grid_constant__ Parts parts) {
   extern __shared__ __align__(16) std::byte memory[];
-  using Block = RowsBlock<T, Int8, Dim, Exact, true>;
+  using Block = RowsBlock<T, Int8, Dim, Exact, true, Lean>;
   const uint32_t tiles = (a.group + Block::kRows - 1) / Block::kRows, first = blockIdx.z % tiles * Block::kRows;
   const Rows rows{blockIdx.z / tiles, first, min(uint32_t(Block::kRows), a.group - first)};
   Block(a, rows, blockIdx.y, memory).decode(parts, blockIdx.x, blockIdx.z * a.kv_heads + blockIdx.y);

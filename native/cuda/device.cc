@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include "memory.h"
+#include "units.h"
 
 namespace ingot::cuda {
 namespace {
@@ -45,6 +46,15 @@ DeviceStatus device_status() noexcept {
                       std::to_string(status.minor) + ", the kernels need 8.0");
   const cudaError_t free = cudaSetDevice(kOrdinal) == cudaSuccess ? cudaMemGetInfo(&available, &total) : cudaGetLastError();
   if (free != cudaSuccess) return refuse(status, "device_failed", text(free));
+  if (const cudaError_t code = find_code(); code != cudaSuccess) {
+    cudaGetLastError();
+    if (code != cudaErrorNoKernelImageForDevice && code != cudaErrorInvalidDeviceFunction)
+      return refuse(status, "device_failed", text(code));
+    return refuse(status, "device_not_built_for",
+                  "this build has no kernels for compute capability " + std::to_string(status.major) + "." +
+                      std::to_string(status.minor) + " of " + status.name +
+                      "; name it in INGOT_CUDA_ARCHITECTURES and build again");
+  }
   status.memory = total;
   status.available = available;
   return status;

@@ -36,4 +36,6 @@ size_t linear_workspace(const Device& device, const Call& call) {
   return product_workspace(device, linear_product(call));
 }
 
+size_t linear_shared(const Call& call) { return product_shared(linear_product(call)); }
+
 }  // namespace ingot::cuda

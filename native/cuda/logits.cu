@@ -36,4 +36,6 @@ size_t logits_workspace(const Device& device, const Call& call) {
   return product_workspace(device, logits_product(call));
 }
 
+size_t logits_shared(const Call& call) { return product_shared(logits_product(call)); }
+
 }  // namespace ingot::cuda

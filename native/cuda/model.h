@@ -69,6 +69,7 @@ class Model final : public Executor {
   Model() = default;
   Fault bind(const ModelOptions& options);
   Fault check_plan() const;
+  Fault check_shared(const Weights& weights) const;
   Fault check_memory(const ModelOptions& options) const;
   uint64_t arena_bytes(const StepLimits& limits) const;
   uint64_t state_bytes(const ModelOptions& options) const;

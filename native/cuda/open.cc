@@ -53,6 +53,14 @@ std::vector<DType> kept_dtypes(const PlanView& plan) {
   return kept;
 }
 
+// Weights and parameters of an instruction, the weights among `tensors`.
+template <class Tensors>
+void bind_weights(const PlanInstruction& instruction, const Tensors& tensors, Call& call) {
+  for (size_t i = 0; i < instruction.weights.size(); ++i)
+    if (instruction.weights[i] != kNone) call.weights[i] = tensors[instruction.weights[i]];
+  call.params = instruction.params.data();
+}
+
 bool in_host_memory(const PlanView& plan, uint32_t reg) {
   for (const char* name : {"tokens", "logprobs", "top_tokens"})
     if (output_register(plan, name) == reg) return true;
@@ -88,6 +96,7 @@ Fault Model::bind(const ModelOptions& options) {
   if (Fault fault = check_plan()) return fault;
   Weights mapped;
   if (Fault fault = Weights::open(plan_, options.weights, mapped)) return fault;
+  if (Fault fault = check_shared(mapped)) return fault;
   if (Fault fault = check_memory(options)) return fault;
   if (Fault fault = fault_of(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "opening the model"))
     return fault;
@@ -123,6 +132,33 @@ Fault Model::check_plan() const {
     if (state.size_bytes % sizeof(uint4)) return gap("state " + state.name + ": blocks of a size not a multiple of 16");
   }
   return {};
+}
+
+// A launch that asks for more shared memory than a block may have would fail in the midst of a step.
+Fault Model::check_shared(const Weights& weights) const {
+  static std::byte anywhere;
+  std::map<size_t, std::pair<std::string, uint32_t>> gaps;  // by bytes: the first instruction, and how many more
+  for (const PlanInstruction& instruction : plan_.instructions) {
+    const SharedBytes shared = entry_of(instruction.opcode).shared;
+    if (!shared) continue;
+    Call call{};
+    bind_weights(instruction, weights, call);
+    for (size_t i = 0; i < instruction.states.size(); ++i) {
+      if (instruction.states[i].state == kNone) continue;
+      const PlanState& state = plan_.states[instruction.states[i].state];
+      call.states[i] = {&anywhere, state.size_bytes, state.block_tokens, state.dtype};
+    }
+    const size_t bytes = shared(call);
+    if (bytes <= device_.shared_bytes) continue;
+    const auto [found, first] = gaps.try_emplace(bytes, instruction.label, 0);
+    if (!first) ++found->second.second;
+  }
+  std::string reason;
+  for (const auto& [bytes, labels] : gaps)
+    reason += (reason.empty() ? "" : "; ") + labels.first +
+              (labels.second ? " and " + std::to_string(labels.second) + " more" : "") + ": " + std::to_string(bytes) +
+              " bytes of shared memory a block; " + name_ + " has " + std::to_string(device_.shared_bytes);
+  return reason.empty() ? Fault{} : gap(reason);
 }
 
 uint64_t Model::arena_bytes(const StepLimits& limits) const {
@@ -223,14 +259,12 @@ Fault Model::bind_operations() {
       op.call.outputs[i] = matrix(reg, 0, plan_.registers[reg].width);
       op.space = op.spaces[kMaxInputs + i] = plan_.registers[reg].space;
     }
-    for (size_t i = 0; i < instruction.weights.size(); ++i)
-      if (instruction.weights[i] != kNone) op.call.weights[i] = weights_[instruction.weights[i]];
+    bind_weights(instruction, weights_, op.call);
     for (size_t i = 0; i < instruction.states.size(); ++i) {
       if (instruction.states[i].state == kNone) continue;
       op.call.states[i] = states_[instruction.states[i].state];
       op.stateful = true;
     }
-    op.call.params = instruction.params.data();
     operations_.push_back(op);
   }
   return {};

@@ -54,6 +54,7 @@ __host__ __device__ inline uint32_t groups_of(const Product& p) {
 
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
+size_t product_shared(const Product& p);  // as SharedBytes
 
 #ifdef __CUDACC__
 template <class T>

@@ -10,6 +10,7 @@ constexpr size_t kCounterBytes = 256;  // at the start of the workspace, zeros b
 
 uint32_t stream_passes(const Device& device, const Product& p);
 cudaError_t product_stream(const Context& context, const Product& p);  // few tokens; any number, in passes
+size_t stream_shared(const Product& p);                                // bytes of a block that takes one token
 bool tile_can(const Device& device, const Product& p);
 size_t tile_workspace(const Product& p);
 cudaError_t product_tile(const Context& context, const Product& p);    // any number on Hopper; the bits of the stream

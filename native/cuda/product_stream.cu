@@ -145,6 +145,8 @@ cudaError_t stream_of(const Context& context, const Product& p) {
 
 }  // namespace
 
+size_t stream_shared(const Product& p) { return partial_bytes(p, 8) + staged_bytes(p, 1); }
+
 uint32_t stream_passes(const Device& device, const Product& p) {
   uint32_t tokens = p.tokens() < kStreamTokens ? p.tokens() : kStreamTokens;
   while (tokens > 1 && partial_bytes(p, round_up(tokens, 8)) + staged_bytes(p, tokens) > device.shared_bytes) --tokens;

@@ -12,6 +12,9 @@ size_t linear_workspace(const Device&, const Call&);
 size_t logits_workspace(const Device&, const Call&);
 size_t attention_workspace(const Device&, const Call&);
 size_t sample_workspace(const Device&, const Call&);
+size_t linear_shared(const Call&);
+size_t logits_shared(const Call&);
+size_t attention_shared(const Call&);
 
 const Entry& entry_of(uint16_t opcode) {
   static const std::array<Entry, kMaxOpcodes> table = [] {
@@ -23,6 +26,9 @@ const Entry& entry_of(uint16_t opcode) {
     t[op::logits::id].workspace = logits_workspace;
     t[op::attention::id].workspace = attention_workspace;
     t[op::sample::id].workspace = sample_workspace;
+    t[op::linear::id].shared = linear_shared;
+    t[op::logits::id].shared = logits_shared;
+    t[op::attention::id].shared = attention_shared;
     return t;
   }();
   static const Entry none{};

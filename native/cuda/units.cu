@@ -15,6 +15,11 @@ __global__ void copy(const UnitPool* pools, const CopyPair* pairs) {
 
 }  // namespace
 
+cudaError_t find_code() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, copy);
+}
+
 cudaError_t copy_units(const UnitPool* pools, uint32_t states, const CopyPair* pairs, uint32_t count,
                        cudaStream_t stream) {
   constexpr uint32_t kMost = 65535;  // of a grid's second dimension

@@ -11,6 +11,9 @@ struct UnitPool {
   size_t size;  // bytes of a unit, a multiple of 16
 };
 
+// cudaSuccess where this build has code for the current device.
+cudaError_t find_code();
+
 // For every state of `pools`, copies unit pairs[i].source to pairs[i].target; no target is a source. It does not let the
 // next kernel start early: kernels may read states before they wait for their inputs.
 cudaError_t copy_units(const UnitPool* pools, uint32_t states, const CopyPair* pairs, uint32_t count,
