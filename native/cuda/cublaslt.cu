@@ -12,6 +12,7 @@ namespace {
 // Of cublasLt.h and cublas_api.h, as documented; values of a stable ABI.
 using Handle = void*;
 constexpr int kCompute32F = 68, kTransA = 3, kTranspose = 1, kMaxWorkspace = 1;
+constexpr int kLeastAlignments[] = {5, 6, 7, 8};  // of a, b, c and d; 256 bytes unless set
 constexpr int type_of(DType t) { return t == DType::f32 ? 0 : t == DType::f16 ? 2 : 14; }
 struct Algorithm { uint64_t data[8]; };
 struct Heuristic {
@@ -66,7 +67,13 @@ struct Plan {
   bool usable;
 };
 
-using Key = std::tuple<int, uint32_t, uint32_t, uint32_t, DType, DType, size_t, size_t, size_t, size_t>;
+using Key = std::tuple<int, uint32_t, uint32_t, uint32_t, DType, DType, size_t, size_t, size_t, size_t, uint32_t>;
+
+// Bytes of whose multiples all four matrices start at.
+uint32_t alignment_of(const Gemm& g) {
+  const size_t any = size_t(g.a) | size_t(g.b) | size_t(g.c) | size_t(g.d) | 256;
+  return uint32_t(any & ~(any - 1));
+}
 
 class Plans {
  public:
@@ -76,7 +83,8 @@ class Plans {
     Handle& own = handles_[ordinal];
     if (!own && library().create(&own)) return nullptr;
     handle = own;
-    const Key key{ordinal, gemm.m, gemm.n, gemm.k, gemm.operand, gemm.result, gemm.lda, gemm.ldb, gemm.ldc, gemm.ldd};
+    const Key key{ordinal,  gemm.m,   gemm.n,   gemm.k,   gemm.operand,      gemm.result,
+                  gemm.lda, gemm.ldb, gemm.ldc, gemm.ldd, alignment_of(gemm)};
     const auto [at, fresh] = plans_.try_emplace(key);
     if (fresh) at->second = make(own, gemm);
     return at->second.usable ? &at->second : nullptr;
@@ -97,6 +105,9 @@ class Plans {
         lt.layout_create(&p.d, out, g.m, g.n, int64_t(g.ldd)) || lt.preference_create(&preference) ||
         lt.preference_set(preference, kMaxWorkspace, &workspace, sizeof workspace))
       return p;
+    const uint32_t alignment = alignment_of(g);
+    for (const int least : kLeastAlignments)
+      if (lt.preference_set(preference, least, &alignment, sizeof alignment)) return p;
     Heuristic found{};
     int count = 0;
     p.usable = lt.heuristic(handle, p.desc, p.a, p.b, p.c, p.d, preference, 1, &found, &count) == 0 && count == 1;

@@ -19,7 +19,8 @@ struct Gemm {
 
 // nullptr: it can be used. Otherwise a reason code: 'cublaslt_absent', 'cublaslt_too_old'.
 const char* cublaslt_unavailable();
-// Workspace: kCublasWorkspace bytes, aligned to 256. Counts as one launch. Chooses an algorithm for a new shape once.
+// Workspace: kCublasWorkspace bytes, aligned to 256. Counts as one launch. Chooses an algorithm for a new shape once;
+// cudaErrorNotSupported, and nothing is enqueued, where the library has none.
 cudaError_t cublaslt_gemm(const Context& context, const Gemm& gemm, void* workspace);
 
 }  // namespace ingot::cuda

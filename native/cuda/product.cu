@@ -28,7 +28,11 @@ cudaError_t product(const Context& context, const Product& p) {
     case Way::fma: return product_f32(context, p);
     case Way::stream: return product_stream(context, p);
     case Way::tile: return product_tile(context, p);
-    case Way::blas: return product_blas(context, p);
+    case Way::blas: {
+      const cudaError_t error = product_blas(context, p);
+      if (error != cudaErrorNotSupported) return error;
+      return tile_can(context.device, p) ? product_tile(context, p) : product_stream(context, p);
+    }
   }
   return cudaErrorInvalidValue;
 }
@@ -40,5 +44,7 @@ size_t product_workspace(const Device& device, const Product& p) {
   if (way_of(device, p, false) == Way::blas) bytes = std::max(bytes, blas_workspace(p));
   return bytes;
 }
+
+size_t product_shared(const Product& p) { return p.dtype == DType::f32 ? 0 : stream_shared(p); }
 
 }  // namespace ingot::cuda

@@ -1,5 +1,7 @@
 // Products of many tokens in the default mode: cuBLASLt, with own kernels before it (norm, rounding, whole weights of
 // quantised ones) and after it (what it cannot fuse).
+#include <algorithm>
+
 #include "cublaslt.h"
 #include "mma.h"
 #include "product_kernels.h"
@@ -9,11 +11,13 @@ namespace {
 
 constexpr uint32_t kThreads = 256;
 constexpr size_t kSliceElements = size_t{64} << 20;  // of weights made whole at once
+constexpr uint32_t kSliceRows = 65535;               // at most: of a grid's second dimension
 
 DType operand_of(const Product& p) { return p.dtype == DType::f16 ? DType::f16 : DType::bf16; }
 bool quantised(const Product& p) { return p.scales != nullptr; }
+bool lines(const Matrix& m) { return m.stride % 16 == 0 && reinterpret_cast<size_t>(m.data) % 16 == 0; }
 // x can be an operand as it lies.
-bool ready(const Product& p) { return !p.norm && p.x.dtype == operand_of(p) && p.x.stride % 16 == 0; }
+bool ready(const Product& p) { return !p.norm && p.x.dtype == operand_of(p) && lines(p.x); }
 // out = sums (+ residual), which cuBLASLt writes itself.
 bool plain(const Product& p) {
   return p.branches == 1 && !p.bias && p.activation == Activation::none && p.softcap == 0 &&
@@ -26,7 +30,7 @@ DType scratch_type(const Product& p) {
 uint32_t slice_rows(const Product& p) {
   const uint32_t rows = p.branches * p.n, unit = kTile * p.branches;
   if (!quantised(p)) return rows;
-  const uint32_t fit = uint32_t(kSliceElements / round_up(p.k, kPadK)) / unit * unit;
+  const uint32_t fit = std::min(uint32_t(kSliceElements / round_up(p.k, kPadK)), kSliceRows) / unit * unit;
   return fit < unit ? unit : fit < rows ? fit : rows;
 }
 
@@ -163,7 +167,8 @@ cudaError_t slice(const Context& context, const Product& p, const Parts& parts, 
 
 bool blas_can(const Product& p) {
   const size_t size = byte_size(p.out.dtype, 1);
-  const bool aligned = plain(p) ? p.out.stride % 16 == 0 && p.n * size % 16 == 0 : p.branches * p.n % 8 == 0;
+  const bool aligned = plain(p) ? lines(p.out) && (!p.residual.data || lines(p.residual)) && p.n * size % 16 == 0
+                                : p.branches * p.n % 8 == 0;
   return p.dtype != DType::f32 && p.k % 8 == 0 && aligned && !cublaslt_unavailable();
 }
 

@@ -132,7 +132,7 @@ void Model::drop_graphs() {
 
 // Captured graphs hold addresses in the buffer: a larger one ends them.
 Fault Model::reserve_step(size_t bytes) {
-  if (bytes <= step_.size()) return {};
+  if (bytes <= std::min(step_.size(), step_host_.size())) return {};
   drop_graphs();
   if (Fault fault = DeviceMemory::allocate("the step", bytes, step_)) return fault;
   return PinnedMemory::allocate("the step", bytes, step_host_);
