@@ -5,6 +5,7 @@ const unused = { unsupported: 'no CUDA kernel yet; run it on the reference backe
 const float = ['f32', 'f16', 'bf16'] as const
 const embedded = [...float, 'i8'] as const
 const matrix = [...embedded, 'i4'] as const
+const operands = { f16: 'f16', bf16: 'bf16', i8: 'bf16', i4: 'bf16' } as const
 
 export const cudaTable = {
   embed: { symbol: 'embed', version: 1, weights: embedded },
@@ -12,10 +13,10 @@ export const cudaTable = {
   pool: { symbol: 'pool', version: 1, weights: [] },
   rms_norm: { symbol: 'rms_norm', version: 1, weights: [] },
   layer_norm: unused,
-  linear: { symbol: 'linear', version: 1, weights: matrix },
-  logits: { symbol: 'logits', version: 1, weights: embedded },
+  linear: { symbol: 'linear', version: 1, weights: matrix, operands },
+  logits: { symbol: 'logits', version: 1, weights: embedded, operands },
   rope: { symbol: 'rope', version: 1, weights: [] },
-  attention: { symbol: 'attention', version: 1, weights: [], states: [...float, 'i8'], limits: { head_dim: 256 } },
+  attention: { symbol: 'attention', version: 1, weights: [], states: [...float, 'i8'], limits: { head_dim: 512 } },
   glu: { symbol: 'glu', version: 1, weights: [] },
   activation: { symbol: 'activation', version: 1, weights: [] },
   residual: { symbol: 'residual', version: 1, weights: [] },

@@ -2,6 +2,9 @@
 import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
 
+/** What operands of products are rounded to. i8: by row and block of 256, the block's largest magnitude at 127. */
+export type OperandDType = Extract<DType, 'f16' | 'bf16' | 'i8'>
+
 export interface Kernel {
   /** Symbol in native/<backend>/, and name of the file that holds it. */
   readonly symbol: string
@@ -9,6 +12,8 @@ export interface Kernel {
   readonly version: number
   /** dtypes of the tiled weights it reads; empty where the opcode has none. */
   readonly weights: readonly DType[]
+  /** What it rounds the inputs of its products to, by dtype of the weights; those it does not name meet float32. */
+  readonly operands?: Readonly<Partial<Record<DType, OperandDType>>>
   /** dtypes of paged or fixed state it reads and writes. */
   readonly states?: readonly DType[]
   /** Upper limits on parameters, inclusive: { head_dim: 512 }. */

@@ -4,10 +4,13 @@ import type { OpName } from '../abi/ops/index.ts'
 import type { ResultView, StepView } from '../abi/step.ts'
 import { cpuTable } from '../compute/cpu.ts'
 import { cpuBackend } from '../compute/cpu-backend.ts'
+import { cudaTable } from '../compute/cuda.ts'
 import type { Backend, LinkedPackage } from '../compute/device.ts'
 import { nullTable } from '../compute/null.ts'
 import { referenceBackend } from '../compute/reference.ts'
+import type { KernelTable } from '../compute/table.ts'
 import { type ConformanceOptions, casesOf, conformance, printConformance } from './conformance.ts'
+import { defective } from './defective.test-backend.ts'
 import { Suite } from './ops/suite.ts'
 
 let suite: Suite
@@ -134,6 +137,61 @@ describe('sentinels', () => {
     expect(cell.failures[0]!.reason).toBe(
       'step 0: state kv: what lies past its last unit was written; step 1: state kv: what lies past its last unit was written',
     )
+  })
+})
+
+describe('products that round their inputs', () => {
+  /** Significant bits of what may be declared; float32 keeps all that a test of them could see. */
+  const bits = { f32: 24, f16: 11, bf16: 8, i8: 8, i4: 8 } as const
+
+  /** To nearest, to so many significant bits (Veltkamp's splitting). */
+  function rounded(x: number, significant: number): number {
+    const c = x * (2 ** (53 - significant) + 1)
+    return c - (c - x)
+  }
+
+  /** The reference, whose products meet inputs rounded to as many bits as the dtype of their weights says. */
+  const rounding = (table: KernelTable): Backend => ({
+    ...defective('judged', ({ plan, instruction, outputs }) => {
+      if (instruction.op !== 'embed') return
+      const product = plan.instructions.find(({ op }) => op === 'linear' || op === 'logits')!
+      const { dtype } = plan.tensors[product.weights[0]!]!
+      for (const { data } of outputs)
+        for (let i = 0; i < data.length; i++) data[i] = rounded(data[i]!, bits[dtype as keyof typeof bits])
+    }),
+    table,
+  })
+
+  const verdicts = async (table: KernelTable) => {
+    const { cells } = await judge(rounding(table), { ops: ['linear', 'logits'] })
+    return Object.fromEntries(cells.map(({ op, weights, verdict, worst }) => [`${op} ${weights}`, { verdict, worst }]))
+  }
+
+  it('pass by the bound of what the table declares, and come near it', async () => {
+    for (const [cell, { verdict, worst }] of Object.entries(await verdicts(cudaTable))) {
+      expect({ cell, verdict }).toEqual({ cell, verdict: 'pass' })
+      // inputs are float32 as they are
+      if (!cell.endsWith('f32')) expect(worst, cell).toBeGreaterThan(0.1)
+    }
+  })
+
+  it('fail by that of float32 where it declares none, whatever the dtype', async () => {
+    const { operands: _, ...linear } = cudaTable.linear
+    const { operands: __, ...logits } = cudaTable.logits
+    for (const [cell, { verdict }] of Object.entries(await verdicts({ ...cudaTable, linear, logits })))
+      expect({ cell, verdict }).toEqual({ cell, verdict: cell.endsWith('f32') ? 'pass' : 'fail' })
+  })
+
+  it('fail by the bound of f16 where they round to bf16', async () => {
+    const declared = { f16: 'f16', bf16: 'f16', i8: 'f16', i4: 'f16' } as const
+    const table = {
+      ...cudaTable,
+      linear: { ...cudaTable.linear, operands: declared },
+      logits: { ...cudaTable.logits, operands: declared },
+    }
+    const found = await verdicts(table)
+    expect(found['linear f16']!.verdict).toBe('pass')
+    expect(found['linear bf16']!.verdict).toBe('fail')
   })
 })
 

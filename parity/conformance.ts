@@ -5,13 +5,15 @@
 import { type OpName, opNames } from '../abi/ops/index.ts'
 import type { Backend, DeviceInfo, RunnerOptions } from '../compute/device.ts'
 import { linkGaps } from '../compute/link.ts'
+import type { KernelTable } from '../compute/table.ts'
 import { fail, IngotError } from '../errors.ts'
+import type { ExecutionPlan } from '../plans/plan.ts'
 import type { MatrixDType, OpCase, StateDType } from './ops/case.ts'
 import { opCases } from './ops/cases.ts'
 import { deviation, runGuarded } from './ops/compare.ts'
 import { type ExpectedFailure, expectedFailures, expects } from './ops/expected.ts'
 import { Suite } from './ops/suite.ts'
-import { nonFiniteRules } from './tolerances.ts'
+import { nonFiniteRules, operandRoundoff } from './tolerances.ts'
 
 /** A backend to judge. Another one, whatever it runs on, is another row. */
 export interface BackendRow {
@@ -121,6 +123,13 @@ function refused(opCase: OpCase, error: unknown, declared: readonly string[], ha
   return { ...none, verdict: 'unsupported', reason: gaps }
 }
 
+/** Largest absolute error of an output of the case, by a kernel that does what `table` says. */
+function boundOf({ op, tolerance, perRoundoff = 0 }: OpCase, plan: ExecutionPlan, table: KernelTable | undefined) {
+  const instructions = plan.instructions.filter((instruction) => instruction.op === op)
+  const eps = instructions.map((instruction) => operandRoundoff(plan, instruction, table))
+  return tolerance + perRoundoff * Math.max(0, ...eps)
+}
+
 async function runCase(row: BackendRow, suite: Suite, opCase: OpCase): Promise<CaseResult> {
   const { pkg, expected } = await suite.prepare(opCase)
   const { table } = row.backend
@@ -130,7 +139,7 @@ async function runCase(row: BackendRow, suite: Suite, opCase: OpCase): Promise<C
     const { worst, where } = deviation(
       await expected(),
       run.outputs,
-      opCase.tolerance,
+      boundOf(opCase, pkg.plan, table),
       opCase.nonFinite ?? nonFiniteRules[opCase.op].rule,
     )
     const reasons = [

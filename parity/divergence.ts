@@ -2,7 +2,7 @@
 
 import { opDef } from '../abi/ops/index.ts'
 import { sampleFlags } from '../abi/step.ts'
-import type { LinkedPackage, Trace, TracedOutput } from '../compute/device.ts'
+import type { Backend, LinkedPackage, Trace, TracedOutput } from '../compute/device.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 import { difference, type Judgement, judgeAlone, rowError } from './alone.ts'
 import type { BatchInput } from './batch.ts'
@@ -101,14 +101,14 @@ const lastPosition = ({ sequences }: BatchInput) =>
   sequences.reduce((last, { position, tokens }) => Math.max(last, position + tokens.length), 0)
 
 /** What is allowed of the instructions of a step, by index. */
-export const allowances = (plan: ExecutionPlan, batch: BatchInput): number[] =>
-  plan.instructions.map((instruction) => aloneTolerance(plan, instruction, lastPosition(batch)))
+export const allowances = (plan: ExecutionPlan, batch: BatchInput, { table }: Backend): number[] =>
+  plan.instructions.map((instruction) => aloneTolerance(plan, instruction, lastPosition(batch), table))
 
 /** The first instruction of `row` that, alone, errs by more than it may; else the one that comes nearest. */
 async function firstWrong(pkg: LinkedPackage, row: BackendRow, steps: readonly BatchInput[]): Promise<Divergence> {
   let found: Divergence | undefined
   let share = -1
-  const allowed = steps.map((batch) => allowances(pkg.plan, batch))
+  const allowed = steps.map((batch) => allowances(pkg.plan, batch, row.backend))
   await judgeAlone(pkg, row, steps, ({ index, instruction, worst, got, expected }: Judgement, step, trace) => {
     const limit = allowed[step]![index]!
     const wrong = worst.error > limit

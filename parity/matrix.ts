@@ -111,7 +111,7 @@ interface Alone {
 async function judge(model: MatrixModel, row: BackendRow, shape: MatrixShape, run: Run): Promise<Alone> {
   const { plan } = model.pkg
   const worst = plan.instructions.map(() => ({ error: 0, allowed: 0, share: -1 }))
-  const allowed = run.steps.map((batch) => allowances(plan, batch))
+  const allowed = run.steps.map((batch) => allowances(plan, batch, row.backend))
   await judgeAlone(model.pkg, row, run.steps, ({ index, worst: { error } }, step) => {
     const limit = allowed[step]![index]!
     const share = error === 0 ? 0 : error / limit

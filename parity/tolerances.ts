@@ -1,12 +1,14 @@
 /**
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
- * so it differs from a golden file only by what the golden file's author rounded; the CPU computes in float32 and rounds
- * further where its kernels say so: bf16 products round their inputs to bf16, q8 and q4 products quantise theirs to int8 per
- * block of 256, and keys and values are kept in the checkpoint's dtype or, on request, as int8 by head and
- * position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well.
+ * so it differs from a golden file only by what the golden file's author rounded; others compute in float32 and round
+ * further where they say so. A backend's table says to what its products round their inputs, by dtype of the weights
+ * (`operands`): on the CPU bf16 for bf16 and int8 per block of 256 for q8 and q4, on CUDA f16 for f16 and bf16 for the rest.
+ * Bounds of products follow from that alone, whatever the dtype. Keys and values are kept in the checkpoint's dtype or, on
+ * request, as int8 by head and position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well;
+ * on CUDA over f16 ones to f16.
  */
-import type { DType } from '../abi/dtypes.ts'
 import type { OpName } from '../abi/ops/index.ts'
+import type { KernelTable, OperandDType } from '../compute/table.ts'
 import { goldenTolerances, sameWeights, weightsClass } from '../compute/tolerances.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
@@ -48,7 +50,11 @@ export const opTolerances: Readonly<Record<OpName, OpTolerance>> = {
       'the mean of squares has positive terms: its relative error is below eps * sqrt(K) / 2, then four roundings',
   },
   layer_norm: { c: 8, reason: 'as rms_norm, with a mean subtracted first' },
-  linear: { c: 2, reason: 'rounding the inputs: one sum of K errors, with margin 1.5 over the worst of 1e4' },
+  linear: {
+    c: 2,
+    reason:
+      'rounding the inputs: one sum of K errors, with margin 1.5 over the worst of 1e4; sqrt(2) of it where integer weights are rounded to bf16 as well, as cuBLASLt has them',
+  },
   logits: { c: 2, reason: 'one sum of K products; the soft cap has slope at most 1' },
   rope: { c: 4, reason: 'two products and a sum; the angle itself is judged by `angle`' },
   attention: {
@@ -159,30 +165,48 @@ export const aloneTolerances: Readonly<Record<OpName, OpTolerance>> = {
   moe: { c: 12, reason: 'a linear after a gated linear' },
 }
 
-const coarsest = (plan: Pick<ExecutionPlan, 'tensors'>, weights: Instruction['weights']) => {
-  const dtypes = new Set(weights.flatMap((w) => (w === undefined ? [] : [plan.tensors[w]!])).map(matrixDType))
-  return dtypes.has('i4') || dtypes.has('i8')
-    ? BLOCK_PEAK * roundoff.i8
-    : dtypes.has('bf16')
-      ? roundoff.bf16
-      : roundoff.f32
+/** What the kernel of `table` rounds the inputs of an instruction's products to; float32 without a table. */
+function operandsOf(
+  { tensors }: Pick<ExecutionPlan, 'tensors'>,
+  { op, weights }: Instruction,
+  table: KernelTable | undefined,
+): readonly OperandDType[] {
+  const kernel = table?.[op]
+  if (!kernel || 'unsupported' in kernel) return []
+  return weights.flatMap((index) => {
+    // scales and gains stand beside the matrix and say nothing
+    const tensor = index === undefined ? undefined : tensors[index]
+    const rounded = tensor && tensor.layout !== 'row' ? kernel.operands?.[tensor.dtype] : undefined
+    return rounded ? [rounded] : []
+  })
 }
-/** What a product rounds its inputs for; scales and gains stand beside the matrix and say nothing. */
-const matrixDType = ({ dtype, layout }: ExecutionPlan['tensors'][number]): DType | undefined =>
-  layout === 'row' ? undefined : dtype
 
+/** Unit roundoff of the operands of an instruction's products, relative to the largest of a block; 0: they are float32. */
+export const operandRoundoff = (
+  plan: Pick<ExecutionPlan, 'tensors'>,
+  instruction: Instruction,
+  table: KernelTable | undefined,
+): number => Math.max(0, ...operandsOf(plan, instruction, table).map((dtype) => roundoff[dtype]))
+
+/** Relative to the rms of a row. */
+const ofOperand = { f16: roundoff.f16, bf16: roundoff.bf16, i8: BLOCK_PEAK * roundoff.i8 } as const
 const ofState = { f32: roundoff.f32, f16: roundoff.f16, bf16: roundoff.bf16, i8: roundoff.i8 } as const
 
-/** Largest relative error of a row of one instruction's output, alone; `position`: the last that the step reaches. */
+/**
+ * Largest relative error of a row of one instruction's output, alone, by a kernel that does what `table` says; `position`:
+ * the last that the step reaches.
+ */
 export function aloneTolerance(
   plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
   instruction: Instruction,
   position: number,
+  table: KernelTable | undefined,
 ): number {
-  const { op, weights, states } = instruction
+  const { op, states } = instruction
   const { c } = aloneTolerances[op]
   const stored = states.flatMap((use) => (use ? [ofState[plan.states[use.state]!.dtype as keyof typeof ofState]] : []))
-  const eps = Math.max(roundoff.f32, op === 'embed' ? 0 : coarsest(plan, weights), ...stored)
+  const rounded = operandsOf(plan, instruction, table).map((dtype) => ofOperand[dtype])
+  const eps = Math.max(roundoff.f32, ...rounded, ...stored)
   // the reference rounds its angles to float32 as well, so only their reduction differs: 0.07 of one seen
   const turned = op === 'attention' || op === 'rope' ? 4 * angle(position) : 0
   return c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32

@@ -3,7 +3,6 @@
  * come out of an `embed` of float32 rows, which is exact, and results leave through `gather_rows`, which copies; so what
  * differs is the opcode's own arithmetic, reached through the plan, the linker and the step buffer as in earnest.
  */
-import { QUANT_GROUP } from '../../abi/ops/define.ts'
 import type { OpName } from '../../abi/ops/index.ts'
 import type { GraphBuilder, Value } from '../../models/graph.ts'
 import type { BatchInput, SequenceInput } from '../batch.ts'
@@ -42,8 +41,10 @@ export interface OpCase {
   /** Matrices are quantised when the plan is compiled. */
   readonly quantize?: 'q8' | 'q4'
   readonly steps: readonly BatchInput[]
-  /** Largest absolute error of an output. */
+  /** Largest absolute error of an output, where no operand of a product is rounded. */
   readonly tolerance: number
+  /** Added to it, times the unit roundoff of what the backend's table says that operands of its products are rounded to. */
+  readonly perRoundoff?: number
   /** What an output owes where the reference's is no number; absent: what the opcode's rule in tolerances.ts says. */
   readonly nonFinite?: NonFinite | undefined
 }
@@ -102,12 +103,8 @@ export const prompt = (count: number, rest: Partial<SequenceInput> = {}): Sequen
 export const bound = (op: OpName, k: number, eps: number = roundoff.f32, scale = 1) =>
   opTolerances[op].c * eps * Math.sqrt(k) * scale
 
-/** What a product over K rounds its inputs to: bf16, q8 and q4 round, float32 and f16 compute in float32. */
-function inputRoundoff(dtype: MatrixDType, k: number): number {
-  if (dtype === 'bf16') return roundoff.bf16
-  return isQuantized(dtype) && k >= QUANT_GROUP ? roundoff.i8 : 0
-}
-
-/** Bound of a product over K: rounding of the inputs, and of the sum. */
-export const productBound = (op: 'linear' | 'logits' | 'moe', k: number, dtype: MatrixDType) =>
-  bound(op, k, inputRoundoff(dtype, k)) + ACCUMULATION * roundoff.f32 * Math.sqrt(k)
+/** Bounds of a product over K whose errors grow by `scale` on their way out: of its sum, and of rounded operands. */
+export const productBounds = (op: 'linear' | 'logits' | 'moe', k: number, scale: number) => ({
+  tolerance: ACCUMULATION * roundoff.f32 * Math.sqrt(k) * scale,
+  perRoundoff: bound(op, k, 1, scale),
+})

@@ -10,7 +10,7 @@ import {
   matrixTensor,
   type OpCase,
   outputTokens,
-  productBound,
+  productBounds,
 } from './case.ts'
 import { type BatchName, batches, describe, type FillName, generate, within } from './generate.ts'
 import { stored } from './matrix-cases.ts'
@@ -61,7 +61,7 @@ function moeCase(dtype: MatrixDType, shape: Moe): OpCase {
     },
     steps: batches[shape.batch],
     // gate and up are sums of `width`, each times the other, and a sum of `ff` of those; scores add up to at most top_k
-    tolerance: productBound('moe', width * ff, dtype) * Math.sqrt(width) * Math.abs(scale) * (normalize ? 1 : top_k),
+    ...productBounds('moe', width * ff, Math.sqrt(width) * Math.abs(scale) * (normalize ? 1 : top_k)),
   }
 }
 
