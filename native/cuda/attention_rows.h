@@ -56,8 +56,8 @@ struct RowsBlock : RowsMemory<T, Int8, Dim, Exact, Decode, Lean> {
   static constexpr uint32_t kAhead = Memory::kAhead, kTilesOfSplit = kSplit / kTile;
   using Memory::Memory, Memory::a, Memory::rows, Memory::dim, Memory::width, Memory::scores, Memory::warp, Memory::lane,
       Memory::low, Memory::high, Memory::last, Memory::own, Memory::from, Memory::appends;
-  using Memory::query, Memory::weights, Memory::keys, Memory::values, Memory::most_of, Memory::sum_of, Memory::key_scales,
-      Memory::value_scales, Memory::fresh_scales, Memory::angles;
+  using Memory::query, Memory::weights, Memory::keys, Memory::values, Memory::angles, Memory::most_of, Memory::sum_of,
+      Memory::key_scales, Memory::value_scales, Memory::fresh_scales;
   using Memory::token, Memory::query_head, Memory::take_heads, Memory::load, Memory::load_span, Memory::place,
       Memory::start, Memory::place_started;
 

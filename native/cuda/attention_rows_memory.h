@@ -1,17 +1,18 @@
-// What a block of attention_rows.h holds in shared memory, and how it gets there: queries, tiles of keys and values, and,
-// while decoding, the key and value that the step brings.
+// What a block of attention_rows.h holds in shared memory, and how it gets there: queries, tiles of keys and values,
+// and, while decoding, the key and value that the step brings.
 #pragma once
 #include "attention_call.h"
 
 namespace ingot::cuda::paged {
 
-// Int8: the state's elements are int8, T what they become. Exact: heads of Dim elements, not of fewer. Lean: of heads of up
-// to 128, two tiles in shared memory and not three, for few sequences and for devices that have less.
+// Int8: the state's elements are int8, T what they become. Exact: heads of Dim elements, not of fewer. Lean: of heads
+// of up to 128, two tiles in shared memory and not three, for few sequences and for devices that have less.
 template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;
-  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock. Each
-  // tile is weighed by itself, in order, and one beyond the sequence or its window adds nothing: the bits are the same.
+  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock.
+  // Each tile is weighed by itself, in order, and one beyond the sequence or its window adds nothing: the bits are the
+  // same.
   static constexpr bool kSpans = Decode && Exact && !Int8 && (Dim == 64 || Lean);
   static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 && !Lean ? 3 : 2;
   static constexpr int kPairs = (Dim / 16 + kWarps - 1) / kWarps;  // runs of 16 elements of an output, a warp

@@ -51,8 +51,8 @@ using Kernel = cudaError_t (*)(const Context&, const Call&);
 // Bytes of workspace for the largest launch that `limits` allows (rows of every matrix at its space's capacity).
 using WorkspaceBytes = size_t (*)(const Device&, const Call&);
 
-// Bytes of shared memory without which a call cannot be launched, whatever the step: a block's, of the leanest kernel that
-// will do. Rows of matrices are unknown; weights and states point to something, which is not on the device.
+// Bytes of shared memory without which a call cannot be launched, whatever the step: a block's, of the leanest kernel
+// that will do. Rows of matrices are unknown; weights and states point to something, which is not on the device.
 using SharedBytes = size_t (*)(const Call&);
 
 struct Entry {

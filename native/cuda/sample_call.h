@@ -1,5 +1,5 @@
-// What the kernel that samples is given, how logits rank and weigh, and what a row's options ask for. Candidates rank by a
-// 64-bit key, best first: the logit's bits in descending order, then the id.
+// What the kernel that samples is given, how logits rank and weigh, and what a row's options ask for. Candidates rank
+// by a 64-bit key, best first: the logit's bits in descending order, then the id.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
-// A row with options: biases, penalties, filters, draws and alternatives. Sums of probabilities are f64, always over the
-// same runs in the same order.
+// A row with options: biases, penalties, filters, draws and alternatives. Sums of probabilities are f64, always over
+// the same runs in the same order.
 #pragma once
 #include "sample_block.h"
 

@@ -1,5 +1,5 @@
 // Attention on CUDA against naive f64 code, and bit for bit against itself: however prompts are cut into chunks,
-// whichever sequences share a step, and with lanes of padding, at times so many that the kernels for many sequences run.
+// whichever sequences share a step, and with lanes of padding, at times so many that kernels for many sequences run.
 #include <csignal>
 
 #include "../attention_cases.h"
@@ -24,8 +24,8 @@ struct Runner {
 
   void operator()(const Step& step, const Call& call, Pages& pages) {
     arena.clear();
-    const uint32_t lanes = uint32_t(random.below(3) ? random.below(4) : device().processors), tokens = step.tokens + lanes;
-    const uint32_t sequences = step.sequences + lanes;
+    const uint32_t lanes = uint32_t(random.below(3) ? random.below(4) : device().processors);
+    const uint32_t tokens = step.tokens + lanes, sequences = step.sequences + lanes;
     const auto pad = [&](const int32_t* from, size_t count, size_t more, int32_t value, int32_t growth) {
       std::vector<int32_t> padded(from, from + count);
       for (size_t i = 0; i < more; ++i) padded.push_back(value + int32_t(i) * growth);

@@ -292,6 +292,8 @@ int run_tests(const Device& device) {
     compare_bits(device, {dtype, 512, 2048, 0, 2, Activation::silu, true}, {1, 3, 8, 16, 32, 64, 128, 200});
     std::printf("%s: %u cases, %d failures so far\n", name(dtype), cases, failures);
   }
+  for (const DType dtype : {DType::i8, DType::i4})  // more rows than a grid's second dimension
+    judge(device, {dtype, 70000, 256, 16}, false, ++seed);
   return failures != 0;
 }
 
