@@ -14,6 +14,8 @@ export interface Kernel {
   readonly weights: readonly DType[]
   /** What it rounds the inputs of its products to, by dtype of the weights; those it does not name meet float32. */
   readonly operands?: Readonly<Partial<Record<DType, OperandDType>>>
+  /** Whether a register that nothing but such inputs reads is kept rounded to that, by whoever writes it. */
+  readonly keepsOperands?: true
   /** dtypes of paged or fixed state it reads and writes. */
   readonly states?: readonly DType[]
   /** Upper limits on parameters, inclusive: { head_dim: 512 }. */

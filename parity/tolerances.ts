@@ -7,8 +7,8 @@
  * request, as int8 by head and position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well;
  * on CUDA over f16 ones to f16.
  */
-import type { OpName } from '../abi/ops/index.ts'
-import type { KernelTable, OperandDType } from '../compute/table.ts'
+import { type OpName, opDef } from '../abi/ops/index.ts'
+import type { Kernel, KernelTable, OperandDType } from '../compute/table.ts'
 import { goldenTolerances, sameWeights, weightsClass } from '../compute/tolerances.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
@@ -165,21 +165,24 @@ export const aloneTolerances: Readonly<Record<OpName, OpTolerance>> = {
   moe: { c: 12, reason: 'a linear after a gated linear' },
 }
 
+const kernelOf = ({ op }: Instruction, table: KernelTable | undefined): Kernel | undefined => {
+  const entry = table?.[op]
+  return entry && 'symbol' in entry ? entry : undefined
+}
+
 /** What the kernel of `table` rounds the inputs of an instruction's products to; float32 without a table. */
-function operandsOf(
+const operandsOf = (
   { tensors }: Pick<ExecutionPlan, 'tensors'>,
-  { op, weights }: Instruction,
+  instruction: Instruction,
   table: KernelTable | undefined,
-): readonly OperandDType[] {
-  const kernel = table?.[op]
-  if (!kernel || 'unsupported' in kernel) return []
-  return weights.flatMap((index) => {
+): readonly OperandDType[] =>
+  instruction.weights.flatMap((index) => {
     // scales and gains stand beside the matrix and say nothing
     const tensor = index === undefined ? undefined : tensors[index]
-    const rounded = tensor && tensor.layout !== 'row' ? kernel.operands?.[tensor.dtype] : undefined
+    const { operands } = kernelOf(instruction, table) ?? {}
+    const rounded = tensor && tensor.layout !== 'row' ? operands?.[tensor.dtype] : undefined
     return rounded ? [rounded] : []
   })
-}
 
 /** Unit roundoff of the operands of an instruction's products, relative to the largest of a block; 0: they are float32. */
 export const operandRoundoff = (
@@ -187,6 +190,23 @@ export const operandRoundoff = (
   instruction: Instruction,
   table: KernelTable | undefined,
 ): number => Math.max(0, ...operandsOf(plan, instruction, table).map((dtype) => roundoff[dtype]))
+
+/** Unit roundoff of what an instruction's output is kept in, where only products that keep their inputs rounded read it. */
+function keptRoundoff(
+  plan: Pick<ExecutionPlan, 'tensors' | 'instructions' | 'outputs'>,
+  { outputs }: Instruction,
+  table: KernelTable | undefined,
+): number {
+  const reads = ({ inputs }: Instruction) => inputs.some((input) => input && outputs.includes(input.register))
+  const readers = plan.instructions.filter(reads)
+  const keeps = (reader: Instruction) => {
+    const norm = Object.keys(opDef(reader.op).weights).indexOf('norm')
+    const others = reader.inputs.slice(1).some((input) => input && outputs.includes(input.register))
+    return kernelOf(reader, table)?.keepsOperands && !others && reader.weights[norm] === undefined
+  }
+  const shown = Object.values(plan.outputs).some((register) => outputs.includes(register))
+  return shown || !readers.every(keeps) ? 0 : Math.max(0, ...readers.map((each) => operandRoundoff(plan, each, table)))
+}
 
 /** Relative to the rms of a row. */
 const ofOperand = { f16: roundoff.f16, bf16: roundoff.bf16, i8: BLOCK_PEAK * roundoff.i8 } as const
@@ -197,7 +217,7 @@ const ofState = { f32: roundoff.f32, f16: roundoff.f16, bf16: roundoff.bf16, i8:
  * the last that the step reaches.
  */
 export function aloneTolerance(
-  plan: Pick<ExecutionPlan, 'tensors' | 'states'>,
+  plan: Pick<ExecutionPlan, 'tensors' | 'states' | 'instructions' | 'outputs'>,
   instruction: Instruction,
   position: number,
   table: KernelTable | undefined,
@@ -209,7 +229,8 @@ export function aloneTolerance(
   const eps = Math.max(roundoff.f32, ...rounded, ...stored)
   // the reference rounds its angles to float32 as well, so only their reduction differs: 0.07 of one seen
   const turned = op === 'attention' || op === 'rope' ? 4 * angle(position) : 0
-  return c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32
+  const own = c === 0 || op === 'sample' ? 0 : c * eps + turned + ACCUMULATION * roundoff.f32
+  return own + keptRoundoff(plan, instruction, table)
 }
 
 /** rms of the logit errors of two backends on the same package, over the deviation of the logits; and its reason. */
