@@ -58,8 +58,10 @@ void write_rows(const StepView& view, const Matrix& tokens, const Matrix& logpro
     std::byte* top = out + sizeof(RowResult);
     std::byte* top_logprobs = top + kTopLogprobs * sizeof(int32_t);
     std::memset(top, 0xff, kTopLogprobs * sizeof(int32_t));
-    if (step.sampling[r].flags & kSampleFlagSample) {
-      if (tokens) chosen.token = *tokens.row<int32_t>(r);
+    const uint32_t flags = step.sampling[r].flags;
+    if (flags & kSampleFlagSample && tokens) chosen.token = *tokens.row<int32_t>(r);
+    // A kernel may sum over the vocabulary unasked; nobody sees it.
+    if (flags & kSampleFlagSample && flags & kSampleFlagLogprobs) {
       if (logprobs) {
         chosen.logprob = *logprobs.row<float>(r);
         std::memcpy(top_logprobs, logprobs.row<float>(r) + 1, kTopLogprobs * sizeof(float));

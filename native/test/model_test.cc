@@ -163,7 +163,7 @@ struct StepBytes {
     header.reset_slots = put({3});
     header.sampling = uint32_t(end);
     SampleParams p{};
-    p.flags = kSampleFlagSample;
+    p.flags = kSampleFlagSample | kSampleFlagLogprobs;
     p.top_p = p.repetition_penalty = 1;
     sampling(0) = sampling(1) = p;
   }
@@ -238,7 +238,7 @@ void traces_what_is_written() {
   CHECK(!model->step(step.bytes, step.result));
 }
 
-// Logits and hidden states are copied for the rows that want them, and a row that is not sampled has no token.
+// Logits, hidden states and logprobs are for the rows that want them, and a row that is not sampled has no token.
 void copies_what_rows_want() {
   Package package("decoder.bin");
   const auto model = package.open(fake_table());
@@ -254,6 +254,10 @@ void copies_what_rows_want() {
   CHECK(filled({step.result.data() + 1024, width * 4}, 0));
   for (uint32_t i = 0; i < width; ++i) CHECK(step.value<int32_t>(1024 + (width + i) * 4) == launch - 1);
   CHECK(filled({step.result.data() + 8192, package.view.hidden * 8}, 0));
+  // The fake reports logprobs to everybody.
+  step.sampling(1).flags = kSampleFlagSample;
+  CHECK(!model->step(step.bytes, step.result));
+  CHECK(step.value<int32_t>(at) == 101 && step.value<float>(at + 4) == 0 && step.value<int32_t>(at + 8) == -1);
 }
 
 // Without rows there are no logits to compute; without tokens nothing runs, but copies and resets are made.
