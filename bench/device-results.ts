@@ -38,6 +38,42 @@ const row = z.object({
   reason: z.string().optional(),
 })
 const check = z.object({ name: z.string().optional(), quantize: z.string().optional(), pass: z.boolean() })
+/** Distance of logits from float32: divergences in nats, and the largest difference of one logit. */
+const distance = z.object({ kl: z.number(), most: z.number(), maxAbs: z.number(), top1: z.number() })
+const peerLogits = z.object({
+  quantize: row.shape.quantize,
+  deterministic: z.boolean(),
+  tokensPerStep: z.number(),
+  positions: z.number(),
+  /** Of the float32 logits. */
+  deviation: z.number(),
+  ours: distance,
+  peer: distance,
+  /** Mean of our divergences less the peer's at the same tokens, and the standard error of that mean. */
+  excess: z.number(),
+  standardError: z.number(),
+  /** Absent where weights are not those of the peer. */
+  pass: z.boolean().optional(),
+})
+const peerSpeed = z.object({
+  what: z.enum(['decode', 'prefill']),
+  batch: z.number(),
+  /** Of each prompt. */
+  tokens: z.number(),
+  side: z.enum(['ingot', 'graph', 'compile', 'eager']),
+  round: z.number(),
+  /** Tokens a second; else the reason why there are none. */
+  spread: spread.optional(),
+  reason: z.string().optional(),
+})
+/** Transformers beside this build, in its run. */
+const peer = z.object({
+  shape: row.shape.shape,
+  versions: z.object({ torch: z.string(), transformers: z.string(), device: z.string() }).optional(),
+  logits: z.array(peerLogits),
+  speeds: z.array(peerSpeed),
+  reason: z.string().optional(),
+})
 const document = z.object({
   device: z.object({ name: z.string(), capability: z.string(), driver: z.number(), runtime: z.number() }),
   goldens: z.array(check),
@@ -45,6 +81,7 @@ const document = z.object({
   invariance: z.array(check),
   faults: z.array(check).default([]),
   bench: z.array(row),
+  peers: z.array(peer).default([]),
 })
 const results = z.strictObject({
   format: z.literal('ingot device results'),
@@ -56,6 +93,9 @@ const results = z.strictObject({
 
 export type DeviceDocument = z.output<typeof document>
 export type DeviceRow = z.output<typeof row>
+export type PeerLogits = z.output<typeof peerLogits>
+export type PeerSpeed = z.output<typeof peerSpeed>
+export type DevicePeer = z.output<typeof peer>
 export type DeviceStep = z.output<typeof step>
 export type DeviceRun = z.output<typeof results>['runs'][number]
 export type DeviceResults = z.output<typeof results>

@@ -3,6 +3,7 @@
  * project, and where a step's time goes by opcode.
  */
 import { type Bests, barTable } from './device-bars.ts'
+import { peerSection } from './device-peer-tables.ts'
 import type { DeviceResults, DeviceRow, DeviceRun, DeviceStep } from './device-results.ts'
 import { shapeNames } from './peers/shapes.ts'
 import { markdownTable, number, percent } from './peers/table.ts'
@@ -179,6 +180,11 @@ function bestsOf(cells: readonly Cell[], breakdowns: readonly Breakdown[], { run
   }
 }
 
+/** The last of every shape. */
+const peersOf = ({ runs }: DeviceResults) => [
+  ...new Map(runs.flatMap(({ peers }) => peers.map((peer) => [peer.shape, peer]))).values(),
+]
+
 function report(
   name: string,
   results: DeviceResults,
@@ -200,7 +206,7 @@ ${speedTable(cells)}
 ## Against the bars
 
 ${barTable(bestsOf(cells, breakdowns, results))}
-
+${peerSection(peersOf(results))}
 ## Device memory
 
 ${memoryTable(breakdowns)}

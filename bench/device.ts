@@ -1,7 +1,7 @@
 /**
  * Checks and measures a backend of this build in one go, for machines that hold nothing but the bundle of bench/bundle.sh:
- * goldens, tasks, invariance, then the speed of real shapes with random weights. Prints one JSON document; progress and a
- * table go to stderr. Exit 1 when a check fails.
+ * goldens, tasks, invariance, then the speed of real shapes with random weights, and transformers beside it. Prints one
+ * JSON document; progress and a table go to stderr. Exit 1 when a check fails.
  */
 import { existsSync, readdirSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
@@ -14,6 +14,8 @@ import { compile, open } from '../index.ts'
 import { type GoldenCase, runGolden } from '../parity/golden.ts'
 import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
 import { runTasks } from '../parity/tasks.ts'
+import { besidePeer } from './device-peer.ts'
+import type { DevicePeer } from './device-results.ts'
 import { kindOf } from './device-work.ts'
 import { quantile, randomPrompts } from './measure.ts'
 import { writeCheckpoint } from './peers/checkpoint.ts'
@@ -34,6 +36,10 @@ interface Options {
   readonly breakdown?: boolean
   /** False: each step is submitted after the tokens of the last are read; true: as the backend does by default. */
   readonly pipelined: boolean
+  /** The Python that runs transformers beside this build; undefined: none does. */
+  readonly peer?: string
+  readonly rounds: number
+  readonly compiled: readonly number[]
 }
 
 const checks = ['goldens', 'tasks', 'invariance', 'faults']
@@ -220,6 +226,32 @@ async function measure(options: Options) {
   return rows
 }
 
+/** What measure() compiled, beside transformers on the same checkpoints. */
+async function measurePeers(options: Options): Promise<DevicePeer[]> {
+  const { peer: python, models, formats, deterministic, rounds, compiled, prompt, generate, batches } = options
+  const peers: DevicePeer[] = []
+  for (const name of python ? options.shapes : [])
+    try {
+      const measured = await besidePeer({
+        python: python!,
+        shape: name,
+        checkpoint: join(models, name),
+        packages: formats.map((quantize) => ({ quantize, path: join(models, `${name}-${quantize}.ingot`) })),
+        deterministic,
+        rounds,
+        compiled,
+        prefill: [...new Set([prompt, ...options.prefill])],
+        speed: { ...wayOf(options), prompt, generate, batches },
+        say,
+      })
+      peers.push(measured)
+    } catch (error) {
+      peers.push({ shape: name, logits: [], speeds: [], reason: reasonOf(error) })
+      say(`FAIL ${name} beside transformers: ${reasonOf(error)}`)
+    }
+  return peers
+}
+
 const command = new Command('device')
   .option('--backend <name>', 'what is checked', 'cuda')
   .option('--checks <list>', `of ${checks.join(', ')}`, list, checks)
@@ -235,6 +267,9 @@ const command = new Command('device')
   ])
   .option('--pipelined', 'submit a step before the tokens of the last are read')
   .option('--breakdown', 'also where a decode step spends its time')
+  .option('--peer <python>', 'also transformers in this Python: logits, and speeds in turns')
+  .option('--rounds <n>', 'turns of both sides', Number, 2)
+  .option('--compiled <list>', 'numbers of sequences at which the peer is also compiled', numbers, [1, 128])
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
   .parse()
 const options = command.opts<Options>()
@@ -247,8 +282,10 @@ const report = {
   invariance: wanted('invariance') ? await checkEveryWay(folder, options) : [],
   faults: wanted('faults') ? await checkFaults(folder, options) : [],
   bench: await measure(options),
+  peers: await measurePeers(options),
 }
 await rm(folder, { recursive: true, force: true })
 process.stdout.write(`${JSON.stringify(report)}\n`)
 const failed = [...report.goldens, ...report.tasks, ...report.invariance, ...report.faults].some(({ pass }) => !pass)
-process.exitCode = failed || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0
+const diverged = report.peers.some(({ logits, reason }) => reason || logits.some(({ pass }) => pass === false))
+process.exitCode = failed || diverged || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0

@@ -39,6 +39,14 @@ function divergence(expected: Float64Array, actual: Float64Array): number {
   return total
 }
 
+/** KL(expected || actual) of every token of two (tokens, vocab) matrices, in nats; rounding can take one below 0. */
+export function divergences(actual: ArrayLike<number>, expected: ArrayLike<number>, vocab: number): number[] {
+  const kls: number[] = []
+  for (let start = 0; start < expected.length; start += vocab)
+    kls.push(divergence(logSoftmax(expected, start, vocab), logSoftmax(actual, start, vocab)))
+  return kls
+}
+
 /** Compares two (tokens, vocab) matrices; NaN or a missing element makes every figure NaN or infinite. */
 export function compareLogits(
   actual: ArrayLike<number>,

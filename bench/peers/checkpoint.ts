@@ -98,8 +98,9 @@ export async function writeCheckpoint(config: ModelConfig, folder: string): Prom
     for (const tensor of tensors) weightMap[tensor.name] = name
     await writeShard(join(partial, name), tensors, tables)
   }
-  if (shards.length > 1)
-    await writeFile(join(partial, 'model.safetensors.index.json'), JSON.stringify({ weight_map: weightMap }))
+  const total = shards.flat().reduce((sum, tensor) => sum + bytesOf(tensor), 0)
+  const index = { metadata: { total_size: total }, weight_map: weightMap } // transformers reads both
+  if (shards.length > 1) await writeFile(join(partial, 'model.safetensors.index.json'), JSON.stringify(index))
   await writeFile(join(partial, 'config.json'), JSON.stringify(config, undefined, 2))
   await rename(partial, folder)
 }
