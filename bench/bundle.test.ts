@@ -32,6 +32,7 @@ it('holds all that a host without network needs, and knows the code that it was 
     await codeDigest(),
   )
   expect(readdirSync(app)).not.toContain('errors.ts')
+  expect(readdirSync(join(app, 'bench', 'peers'))).toEqual(['pytorch.py'])
 })
 
 it('is refused where something is missing', () => {

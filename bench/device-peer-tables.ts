@@ -62,6 +62,11 @@ export function peerSection(peers: readonly DevicePeer[]): string {
   const measured = peers.filter(({ versions }) => versions)
   const failed = peers.filter(({ reason }) => reason).map(({ shape, reason }) => `${shape} failed: ${reason}.`)
   if (peers.length === 0) return ''
+  const agreements = measured.flatMap(({ speeds }) => speeds.flatMap(({ agreement = [] }) => agreement))
+  const agreement =
+    agreements.length > 0
+      ? ` At least ${percent(Math.min(...agreements))} of its sequences take the token of a forward pass without a cache.`
+      : ''
   const names = new Set(measured.map(({ versions: v }) => `PyTorch ${v!.torch}, transformers ${v!.transformers}`))
   return `
 ## Beside transformers, in the same run
@@ -74,6 +79,6 @@ Divergences are those of the next-token distribution from that of float32 (no TF
 
 ${speedTable(measured)}
 
-Tokens a second of every round; sides take turns, Ingot first, default mode, bf16. The peer decodes over a static cache and keeps its tokens on the device, where Ingot gives every step's to JavaScript: compiled (\`reduce-overhead\`), and as transformers' own kernels in a captured graph. Ratio: Ingot over the peer's fastest way, by round.
+Tokens a second of every round; sides take turns, Ingot first, default mode, bf16. The peer decodes over a static cache and keeps its tokens on the device, where Ingot gives every step's to JavaScript: compiled (\`reduce-overhead\`), and as transformers' own kernels in a captured graph.${agreement} Ratio: Ingot over the peer's fastest way, by round.
 `
 }

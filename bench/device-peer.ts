@@ -40,25 +40,28 @@ export interface PeerOptions {
 interface Answer {
   readonly error?: string
   readonly seconds?: readonly number[]
+  readonly agreement?: number
 }
 
 /** The peer's process. */
 class Peer {
   readonly #child: ChildProcess
   readonly #answers: AsyncIterator<string>
+  readonly #failed: Promise<never>
 
   constructor(python: string, checkpoint: string, device: string) {
     const script = join(packageRoot(), 'bench', 'peers', 'pytorch.py')
     const args = [script, '--checkpoint', checkpoint, '--device', device]
     this.#child = spawn(python, args, { stdio: ['pipe', 'pipe', 'inherit'] })
-    this.#child.stdin!.on('error', () => undefined)
+    this.#failed = once(this.#child, 'error').then(([error]) => Promise.reject(error))
+    this.#failed.catch(() => undefined)
+    this.#child.stdin!.on('error', () => undefined) // it ended: the answer says so
     this.#answers = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]()
   }
 
   /** The next line of its answers. Rejects when it ends before. */
   async answer<T>(): Promise<T> {
-    const failed = once(this.#child, 'error').then(([error]) => Promise.reject(error))
-    const { value, done } = await Promise.race([this.#answers.next(), failed])
+    const { value, done } = await Promise.race([this.#answers.next(), this.#failed])
     if (done) throw new Error('the peer ended: see what it printed')
     return JSON.parse(value) as T
   }
@@ -181,9 +184,9 @@ async function peerTurn(
   const { prompt, generate, batches } = speed
   const speeds: PeerSpeed[] = []
   const add = async (cell: Pick<PeerSpeed, 'what' | 'batch' | 'tokens' | 'side'>, request: object, tokens: number) => {
-    const { seconds, error = 'no times' } = await peer.ask(request)
+    const { seconds, agreement, error = 'no times' } = await peer.ask(request)
     const measured = seconds ? { spread: spread(seconds.map((each) => tokens / each)) } : { reason: error }
-    speeds.push({ ...cell, round, ...measured })
+    speeds.push({ ...cell, round, ...(agreement !== undefined && { agreement }), ...measured })
   }
   for (const batch of batches)
     for (const side of device === 'cpu' ? (['eager'] as const) : (['graph', 'compile'] as const)) {

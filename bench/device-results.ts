@@ -62,6 +62,8 @@ const peerSpeed = z.object({
   tokens: z.number(),
   side: z.enum(['ingot', 'graph', 'compile', 'eager']),
   round: z.number(),
+  /** Of the peer's sequences, the share whose token is that of a forward pass without a cache. */
+  agreement: z.number().optional(),
   /** Tokens a second; else the reason why there are none. */
   spread: spread.optional(),
   reason: z.string().optional(),

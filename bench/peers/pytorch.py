@@ -9,7 +9,8 @@ Requests are JSON lines on stdin, each with one key; an answer is a JSON line on
         writes float32.f32 and bfloat16.f32 there: (prompts, positions, vocabulary) in float32
     {"prefill": {"tokens": 512, "repeats": 8}}
     {"decode": {"batch": 8, "prompt": 512, "steps": 64, "how": "graph" | "compile" | "eager"}}
-        both answer {"seconds": [...]}, one number a prompt or a step
+        both answer {"seconds": [...]}, one number a prompt or a step; decode also {"agreement": 0.99}, the share of
+        sequences whose token after the first is that of a forward pass without a cache
 
 What fails is answered with {"error": ...}; the process goes on.
 """
@@ -107,7 +108,8 @@ class Peer:
         key = (batch, prompt, steps, how)
         if key not in self.decoders:
             self.decoders[key] = Decoder(self, *key)
-        return {"seconds": self.decoders[key].run()}
+        decoder = self.decoders[key]
+        return {"seconds": decoder.run(), "agreement": decoder.agreement}
 
 
 class Decoder:
@@ -120,9 +122,14 @@ class Decoder:
         ids = peer.random_ids(batch, prompt)
         filled = peer.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.first = filled.logits[:, -1].argmax(-1, keepdim=True)
+        whole = peer.model(torch.cat([ids, self.first], 1), use_cache=False, logits_to_keep=1)
+        expected = whole.logits[:, -1].argmax(-1, keepdim=True)
         self.token = self.first.clone()
         self.step = {"eager": lambda: self.eager, "graph": self.captured, "compile": self.compiled}[how]()
-        say(f"{how} x {batch} ready in {time.perf_counter() - started:.1f} s")
+        self.rewind()
+        self.step()
+        self.agreement = (self.token == expected).float().mean().item()
+        say(f"{how} x {batch} ready in {time.perf_counter() - started:.1f} s, {self.agreement:.0%} as without a cache")
 
     def next(self, token):
         out = self.peer.model(token, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
