@@ -4,10 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import { afterAll, describe, expect, it } from 'vitest'
+import { packageRoot } from '../abi/native.ts'
+import { compile, open } from '../index.ts'
 import { divergences } from '../parity/measures.ts'
 import { besidePeer, judge, type PeerOptions } from './device-peer.ts'
 import { peerSection } from './device-peer-tables.ts'
 import type { DevicePeer, PeerSpeed } from './device-results.ts'
+import { randomPrompts } from './measure.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'ingot-device-peer-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
@@ -94,6 +97,43 @@ describe('the peer', () => {
     writeFileSync(join(folder, 'config.json'), '{"vocab_size": 8}')
     const refuses = standIn('refuses', `echo '${versions}'; read line; echo '{"error": "no room"}'; cat > /dev/null`)
     await expect(besidePeer(options(refuses))).rejects.toThrow("the peer's logits: no room")
+  })
+
+  it('is compared on the same ids, then takes turns', async () => {
+    const { path } = await compile(join(packageRoot(), 'checkpoints', 'storyteller-1m'), {
+      out: join(folder, '1m.ingot'),
+    })
+    await using model = await open(path, { maxSlots: 1, contextTokens: 256, maxRows: 256 })
+    const { vocab } = model.info
+    const rows: Float32Array[] = []
+    for (const ids of randomPrompts(4, 256, vocab, 1)) {
+      const logits = await model.logits(ids)
+      for (let t = 15; t < 256; t += 16) rows.push(logits.subarray(t * vocab, (t + 1) * vocab))
+    }
+    const ours = Float32Array.from({ length: rows.length * vocab }, (_, i) => rows[Math.floor(i / vocab)]![i % vocab]!)
+    const other = ours.map((z, i) => z + 0.01 * Math.sin(i))
+    writeFileSync(join(folder, 'ours'), new Uint8Array(ours.buffer))
+    writeFileSync(join(folder, 'other'), new Uint8Array(other.buffer))
+    writeFileSync(join(folder, 'config.json'), JSON.stringify({ vocab_size: vocab }))
+    const beside = async (exact: string, rounded: string, rounds: number) => {
+      const body = `echo '${versions}'; read line; out=$(expr "$line" : '.*"out":"\\([^"]*\\)"')
+cp ${join(folder, exact)} $out/float32.f32; cp ${join(folder, rounded)} $out/bfloat16.f32; echo '{}'
+while read line; do echo '{"seconds": [0.01, 0.02, 0.04]}'; done`
+      const packages = [{ quantize: 'none' as const, path }]
+      const run = { packages, deterministic: [true], rounds }
+      return besidePeer({ ...options(standIn(`from-${exact}`, body)), ...run })
+    }
+    const near = await beside('ours', 'other', 1)
+    expect(near.logits.map(({ tokensPerStep, pass }) => [tokensPerStep, pass])).toEqual([
+      [256, true],
+      [1, true],
+    ])
+    expect(near.logits[0]).toMatchObject({ positions: 64, ours: { kl: 0, most: 0, maxAbs: 0, top1: 1 } })
+    expect(near.logits[0]!.peer.maxAbs).toBeCloseTo(0.01, 4)
+    const turns = near.speeds.map(({ side, what, spread }) => `${side} ${what} ${spread!.samples}`)
+    expect(turns).toEqual(['ingot decode 2', 'ingot prefill 8', 'eager decode 3', 'eager prefill 3'])
+    expect(near.speeds.at(-1)!.spread!.median).toBeCloseTo(16 / 0.02, 9)
+    expect((await beside('other', 'other', 0)).logits.map(({ pass }) => pass)).toEqual([false, false])
   })
 })
 

@@ -240,7 +240,7 @@ async function measurePeers(options: Options): Promise<DevicePeer[]> {
         deterministic,
         rounds,
         compiled,
-        prefill: [...new Set([prompt, ...options.prefill])],
+        prefill: options.prefill,
         speed: { ...wayOf(options), prompt, generate, batches },
         say,
       })
