@@ -8,7 +8,7 @@
 
 namespace ingot::cuda::paged {
 
-constexpr uint32_t kPage = kBlockTokens, kTile = 64, kSplit = 256;  // positions
+constexpr uint32_t kPage = kBlockTokens, kTile = 64, kSplit = 128;  // positions
 constexpr uint32_t kAll = 0xffffffff;                               // lanes
 
 // One call, as kernels take it. Strides count elements.

@@ -1,7 +1,7 @@
 // The product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
 // The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the
-// kernel (but for cuBLASLt, of the default mode): K is cut into blocks of 256 and those, evenly, into at most 8 or 16
+// kernel (but for cuBLASLt, of the default mode): K is cut into blocks of 256 and those, evenly, into at most 8
 // runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order, and so
 // are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times the
 // block's scale.
@@ -14,7 +14,7 @@
 
 namespace ingot::cuda {
 
-constexpr uint32_t kTile = 16, kPadK = 32;
+constexpr uint32_t kTile = 16, kPadK = 32, kRuns = 8;
 static_assert(kTile == kBranchRun);
 
 __host__ __device__ constexpr uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
@@ -38,11 +38,7 @@ struct Product {
   __host__ __device__ uint32_t blocks() const { return ceil_div(k, kQuantBlock); }
 };
 
-// Runs of K: more where few weight rows are long, so that enough of them is in flight.
-__host__ __device__ inline uint32_t segments_of(const Product& p) {
-  return p.blocks() >= 32 && p.tiles() <= 160 && !p.norm ? 16 : 8;
-}
-__host__ __device__ inline uint32_t segment_blocks(const Product& p) { return ceil_div(p.blocks(), segments_of(p)); }
+__host__ __device__ inline uint32_t run_blocks(const Product& p) { return ceil_div(p.blocks(), kRuns); }
 
 // Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy, and few
 // enough that clusters of blocks, which leave some multiprocessors out, run all at once.

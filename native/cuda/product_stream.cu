@@ -6,31 +6,30 @@
 namespace ingot::cuda {
 namespace {
 
+constexpr uint32_t kThreads = kRuns * 32;  // a run is a warp's
 constexpr uint32_t kPartialStride = 20;  // floats from a token's 16 sums to the next: no bank is stored to twice
 
 size_t partial_bytes(const Product& p, uint32_t columns) {
-  return size_t{2} * p.branches * segments_of(p) * columns * kPartialStride * sizeof(float);
+  return size_t{2} * p.branches * kRuns * columns * kPartialStride * sizeof(float);
 }
 size_t staged_bytes(const Product& p, uint32_t tokens) {
-  return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * segments_of(p));
+  return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * kRuns);
 }
 
-template <class W, uint32_t kColumns, uint32_t kWarps>  // tokens at once, in eights
-__global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) void stream(const Product p,
-                                                                                          uint32_t tokens_per_pass) {
-  constexpr uint32_t kThreads = kWarps * 32;
+template <class W, uint32_t kColumns>  // tokens at once, in eights
+__global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
   extern __shared__ __align__(16) std::byte shared[];
   const uint32_t first_token = blockIdx.y * tokens_per_pass;
   const uint32_t tokens = min(tokens_per_pass, p.tokens() - first_token);
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   float* partials = reinterpret_cast<float*>(shared);
-  const uint32_t tile_floats = kWarps * kColumns * 8 * kPartialStride;
+  const uint32_t tile_floats = kRuns * kColumns * 8 * kPartialStride;
   uint16_t* staged = reinterpret_cast<uint16_t*>(partials + 2 * p.branches * tile_floats);
   float* factors = reinterpret_cast<float*>(staged + size_t{tokens} * staged_stride(p.k));
   float* squares = factors + tokens;
 
-  const uint32_t tiles = p.tiles(), per = segment_blocks(p), warps = ceil_div(p.blocks(), per);
-  const uint32_t together = kWarps / groups_of(p);
+  const uint32_t tiles = p.tiles(), per = run_blocks(p), warps = ceil_div(p.blocks(), per);
+  const uint32_t together = kRuns / groups_of(p);
   const uint32_t first = min(warp * per, p.blocks()), last = min(first + per, p.blocks());
   const bool works = first < last;
   Held<W> held;
@@ -42,12 +41,12 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
     next.advance(first, last, p.branches);
   }
   if (copies<W>(p)) copy_rows(p, first_token, tokens, staged, kThreads);
-  else if (tokens == 1) stage<W, 1, kWarps>(p, first_token, tokens, staged, squares);
-  else stage<W, 4, kWarps>(p, first_token, tokens, staged, squares);
+  else if (tokens == 1) stage<W, 1, kRuns>(p, first_token, tokens, staged, squares);
+  else stage<W, 4, kRuns>(p, first_token, tokens, staged, squares);
   __syncthreads();
   // Read after the next barrier only.
   for (uint32_t token = threadIdx.x; token < tokens; token += kThreads)
-    factors[token] = sum_factor<W>(p, squares + token * kWarps, kWarps);
+    factors[token] = sum_factor<W>(p, squares + token * kRuns, kRuns);
 
   uint32_t parity = 0;
   for (uint32_t item = blockIdx.x; item * p.branches < tiles; item += gridDim.x, parity ^= 1) {
@@ -105,7 +104,7 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
       if (column >= p.n) continue;
       float sums[2] = {};
       for (uint32_t branch = 0; branch < p.branches; ++branch)
-        for (uint32_t group = 0; group < kWarps; group += together) {
+        for (uint32_t group = 0; group < kRuns; group += together) {
           float sum = 0;
           for (uint32_t w = group; w < min(group + together, warps); ++w)
             sum += meeting[branch * tile_floats + (w * kColumns * 8 + token) * kPartialStride + row];
@@ -118,29 +117,23 @@ __global__ __launch_bounds__(kWarps * 32, kColumns == 1 && kWarps == 8 ? 2 : 1) 
   }
 }
 
-template <class W, uint32_t kColumns, uint32_t kWarps>
+template <class W, uint32_t kColumns>
 cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tokens_per_pass) {
   const size_t shared = partial_bytes(p, kColumns * 8) + staged_bytes(p, tokens_per_pass);
-  const auto kernel = stream<W, kColumns, kWarps>;
+  const auto kernel = stream<W, kColumns>;
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   const uint32_t items = ceil_div(p.tiles(), p.branches);
-  const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes && kWarps == 8 ? 2 : 1);
-  const Grid grid{{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kWarps * 32, shared};
+  const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes ? 2 : 1);
+  const Grid grid{{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kThreads, shared};
   return launch(context, kernel, grid, p, tokens_per_pass);
-}
-
-template <class W, uint32_t kColumns>
-cudaError_t with_segments(const Context& context, const Product& p, uint32_t tokens) {
-  return segments_of(p) == 8 ? launch_stream<W, kColumns, 8>(context, p, tokens)
-                             : launch_stream<W, kColumns, 16>(context, p, tokens);
 }
 
 template <class W>
 cudaError_t stream_of(const Context& context, const Product& p) {
   const uint32_t tokens = ceil_div(p.tokens(), stream_passes(context.device, p));
-  if (tokens <= 8) return with_segments<W, 1>(context, p, tokens);
-  if (tokens <= 16) return with_segments<W, 2>(context, p, tokens);
-  return with_segments<W, 4>(context, p, tokens);
+  if (tokens <= 8) return launch_stream<W, 1>(context, p, tokens);
+  if (tokens <= 16) return launch_stream<W, 2>(context, p, tokens);
+  return launch_stream<W, 4>(context, p, tokens);
 }
 
 }  // namespace

@@ -181,7 +181,7 @@ __device__ void sum_blocks(const Product& p, const Weights<W, kTokens>& weights,
                            float (&total)[kTokens / 2]) {
   constexpr uint32_t kStages = stages_of<W>(kTokens), kBytes = chunk_bytes(kTokens), kSlots = slots_of<W>();
   __shared__ Barrier full[kStages], empty[kStages];
-  const uint32_t chunks = (last - first) * 2, per = segment_blocks(p);
+  const uint32_t chunks = (last - first) * 2, per = run_blocks(p);
   const std::byte* source = reinterpret_cast<const std::byte*>(operands) + size_t{first} * 2 * kBytes;
   if (threadIdx.x == 0)
     for (uint32_t i = 0; i < kStages; ++i) init(full[i], 1), init(empty[i], kThreads / 32);
@@ -268,7 +268,7 @@ __global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work 
   const uint32_t groups = groups_of(p), group = blockIdx.x % groups, tile = blockIdx.x / groups;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const uint32_t own_tile = tile * (kRows / kTile) + warp;
-  const uint32_t blocks = segment_blocks(p) * (segments_of(p) / groups);
+  const uint32_t blocks = run_blocks(p) * (kRuns / groups);
   const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
   let_next_start();
   const Weights<W, kTokens> weights(p, own_tile, first, shared);

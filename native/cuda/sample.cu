@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, 3) choose(const __grid_constant__ Sa
   Shared& m = *reinterpret_cast<Shared*>(memory);
   const uint32_t r = blockIdx.y;
   const SampleParams& p = s.params[r];
-  const bool samples = p.flags & kSampleFlagSample, greedy = !draws(p) && !adjusts(p) && !p.top_logprobs;
+  const bool samples = p.flags & kSampleFlagSample, greedy = !draws(p) && !adjusts(p) && !likeliest(p);
   wait_for_inputs();
   let_next_start();
   if (!samples) {

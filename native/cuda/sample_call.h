@@ -51,6 +51,9 @@ static __device__ __noinline__ double weight_of(float z, float most, double temp
 }
 
 __device__ inline bool draws(const SampleParams& p) { return p.temperature > 0; }
+// Rows report logprobs, and those of the likeliest tokens, only where they ask.
+__device__ inline bool reports(const SampleParams& p) { return p.flags & kSampleFlagLogprobs; }
+__device__ inline uint32_t likeliest(const SampleParams& p) { return reports(p) ? p.top_logprobs : 0; }
 __device__ inline bool filters(const SampleParams& p) {
   return draws(p) && (p.top_k || p.top_p < 1 || p.min_p > 0);
 }

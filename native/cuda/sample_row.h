@@ -97,7 +97,7 @@ struct Row {
       found.best = best;
     }
     if (filters(p)) list(chunk);
-    if (p.top_logprobs && (adjusted || !filters(p))) {
+    if (likeliest(p) && (adjusted || !filters(p))) {
       raw = true;
       if (adjusted) load(chunk, false);
       list(chunk);
@@ -355,9 +355,9 @@ struct Row {
     int32_t* top = s.top_tokens + r * s.top_stride;
     if (threadIdx.x == 0) {
       s.tokens[r * s.tokens_stride] = int32_t(token);
-      logprobs[0] = float(double(logit_of(logits[token])) - normalizer);
+      logprobs[0] = reports(p) ? float(double(logit_of(logits[token])) - normalizer) : 0;
     }
-    uint32_t wanted = min(min(p.top_logprobs, kTopLogprobs), s.vocab);
+    uint32_t wanted = min(min(likeliest(p), kTopLogprobs), s.vocab);
     if (wanted) {
       if (adjusted || rank != 0 || size < wanted) size = 0;
       raw = true;

@@ -79,7 +79,8 @@ __device__ inline void finish_greedy(const Sampling& s, uint32_t r) {
   sum = warp_reduce(sum, Sum{});
   float* logprobs = s.logprobs + r * s.logprobs_stride;
   if (lane == 0) s.tokens[r * s.tokens_stride] = int32_t(uint32_t(best));
-  if (lane <= kTopLogprobs) logprobs[lane] = lane ? 0 : float(double(most) - (double(most) + log(sum)));
+  const bool reported = lane == 0 && reports(s.params[r]);
+  if (lane <= kTopLogprobs) logprobs[lane] = reported ? float(double(most) - (double(most) + log(sum))) : 0;
   if (lane < kTopLogprobs) s.top_tokens[r * s.top_stride + lane] = -1;
 }
 
