@@ -12,7 +12,6 @@
 #include <fstream>
 #include <limits>
 #include <system_error>
-#include <utility>
 
 namespace ingot {
 namespace {
@@ -97,18 +96,10 @@ Fault out_of_memory(const std::string& thing, double needed, double available) {
   return {"OUT_OF_MEMORY", {{"thing", thing}, {"needed", needed}, {"available", available}}};
 }
 
+void unmap(std::byte* data, size_t size) { munmap(data, size); }
+
 void poison(std::span<std::byte> bytes) {
   std::fill_n(reinterpret_cast<uint32_t*>(bytes.data()), bytes.size() / sizeof kPoison, kPoison);
-}
-
-Region::Region(Region&& other) noexcept { *this = std::move(other); }
-
-Region& Region::operator=(Region&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  data_ = std::exchange(other.data_, nullptr);
-  size_ = std::exchange(other.size_, 0);
-  return *this;
 }
 
 Fault Region::allocate(const char* thing, size_t bytes, Region& out, bool fits) {
@@ -122,25 +113,8 @@ Fault Region::allocate(const char* thing, size_t bytes, Region& out, bool fits) 
   // NORESERVE: capacity is promised above, and committed page by page as a step first touches it.
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) return out_of_memory(thing, double(bytes), double(available_memory()));
-  out.data_ = static_cast<std::byte*>(data);
-  out.size_ = size;
+  out.take(data, size);
   return {};
-}
-
-void Region::release() {
-  if (data_) munmap(data_, size_);
-  data_ = nullptr;
-  size_ = 0;
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
-
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  data_ = std::exchange(other.data_, nullptr);
-  size_ = std::exchange(other.size_, 0);
-  return *this;
 }
 
 Fault MappedFile::open(const std::string& path, bool writable, MappedFile& out) {
@@ -157,23 +131,16 @@ Fault MappedFile::open(const std::string& path, bool writable, MappedFile& out) 
     if (data == MAP_FAILED) {
       error = errno;
     } else {
-      out.data_ = static_cast<std::byte*>(data);
-      out.size_ = size_t(info.st_size);
+      out.take(data, size_t(info.st_size));
 #if defined(MADV_HUGEPAGE)
       // Read from the disk, the file then lies in the page cache in large pieces, which this and later processes map in
       // few faults. Where the kernel cannot, nothing changes.
-      static_cast<void>(madvise(data, out.size_, MADV_HUGEPAGE));
+      static_cast<void>(madvise(data, out.size(), MADV_HUGEPAGE));
 #endif
     }
   }
   close(file);
   return error ? file_fault(path, error) : Fault{};
-}
-
-void MappedFile::release() {
-  if (data_) munmap(data_, size_);
-  data_ = nullptr;
-  size_ = 0;
 }
 
 }  // namespace ingot

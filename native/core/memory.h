@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "owned.h"
 #include "status.h"
 
 namespace ingot {
@@ -18,40 +19,20 @@ inline constexpr uint32_t kPoison = 0x7fbf7fbf;
 // Fills whole words with it, from the start of one.
 void poison(std::span<std::byte> bytes);
 
+void unmap(std::byte* data, size_t size);
+
 // Anonymous pages, zero until first touched; committed lazily by the kernel.
-class Region {
+class Region : public Owned<unmap> {
  public:
-  Region() = default;
-  ~Region() { release(); }
-  Region(Region&& other) noexcept;
-  Region& operator=(Region&& other) noexcept;
   // Fault OUT_OF_MEMORY, with `thing`, needed and available bytes, when the machine does not have them. `fits`: the
   // caller knows that it does; asking the system takes a third of a millisecond.
   static Fault allocate(const char* thing, size_t bytes, Region& out, bool fits = false);
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
-  void release();
-
- private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 // A whole file, mapped privately: writes never reach the file.
-class MappedFile {
+class MappedFile : public Owned<unmap> {
  public:
-  MappedFile() = default;
-  ~MappedFile() { release(); }
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&& other) noexcept;
   static Fault open(const std::string& path, bool writable, MappedFile& out);
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
-  void release();
-
- private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 }  // namespace ingot

@@ -1,7 +1,5 @@
 #include "memory.h"
 
-#include <utility>
-
 #include "../core/memory.h"
 
 namespace ingot::cuda {
@@ -25,14 +23,8 @@ Fault refused(cudaError_t error, const char* thing, size_t bytes) {
 
 }  // namespace
 
-DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
-DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  data_ = std::exchange(other.data_, nullptr);
-  size_ = std::exchange(other.size_, 0);
-  return *this;
-}
+void free_device(std::byte* data, size_t) { cudaFree(data); }
+void free_pinned(std::byte* data, size_t) { cudaFreeHost(data); }
 
 Fault DeviceMemory::allocate(const char* thing, size_t bytes, DeviceMemory& out) {
   out.release();
@@ -40,24 +32,8 @@ Fault DeviceMemory::allocate(const char* thing, size_t bytes, DeviceMemory& out)
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, bytes);
   if (error != cudaSuccess) return refused(error, thing, bytes);
-  out.data_ = static_cast<std::byte*>(data);
-  out.size_ = bytes;
+  out.take(data, bytes);
   return {};
-}
-
-void DeviceMemory::release() {
-  if (data_) cudaFree(data_);
-  data_ = nullptr;
-  size_ = 0;
-}
-
-PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept { *this = std::move(other); }
-PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
-  if (this == &other) return *this;
-  release();
-  data_ = std::exchange(other.data_, nullptr);
-  size_ = std::exchange(other.size_, 0);
-  return *this;
 }
 
 Fault PinnedMemory::allocate(const char* thing, size_t bytes, PinnedMemory& out) {
@@ -66,15 +42,8 @@ Fault PinnedMemory::allocate(const char* thing, size_t bytes, PinnedMemory& out)
   void* data = nullptr;
   const cudaError_t error = cudaHostAlloc(&data, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
   if (error != cudaSuccess) return refused(error, thing, bytes);
-  out.data_ = static_cast<std::byte*>(data);
-  out.size_ = bytes;
+  out.take(data, bytes);
   return {};
-}
-
-void PinnedMemory::release() {
-  if (data_) cudaFreeHost(data_);
-  data_ = nullptr;
-  size_ = 0;
 }
 
 }  // namespace ingot::cuda

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "../core/owned.h"
 #include "../core/status.h"
 
 namespace ingot::cuda {
@@ -11,39 +12,20 @@ namespace ingot::cuda {
 // Fault DEVICE_FAILED naming the call and the runtime's reason; success: none.
 Fault fault_of(cudaError_t error, const std::string& where);
 
+void free_device(std::byte* data, size_t size);
+void free_pinned(std::byte* data, size_t size);
+
 // Plain allocation on the current device, at a multiple of 256 bytes.
-class DeviceMemory {
+class DeviceMemory : public Owned<free_device> {
  public:
-  DeviceMemory() = default;
-  ~DeviceMemory() { release(); }
-  DeviceMemory(DeviceMemory&& other) noexcept;
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
   // Fault OUT_OF_MEMORY with needed and available bytes. 0 bytes: no memory.
   static Fault allocate(const char* thing, size_t bytes, DeviceMemory& out);
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
-  void release();
-
- private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 // Page-locked host memory that the device can read and write at the same address.
-class PinnedMemory {
+class PinnedMemory : public Owned<free_pinned> {
  public:
-  PinnedMemory() = default;
-  ~PinnedMemory() { release(); }
-  PinnedMemory(PinnedMemory&& other) noexcept;
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
   static Fault allocate(const char* thing, size_t bytes, PinnedMemory& out);
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
-  void release();
-
- private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
 };
 
 }  // namespace ingot::cuda

@@ -153,7 +153,7 @@ int main() {
       test_case(c, random);
     }
   }
-  // Around the ends of pages, tiles, and splits of 256 positions; windows that begin in the midst of one.
+  // Around the ends of pages, tiles, and splits of 128 positions; windows that begin in the midst of one.
   constexpr uint32_t long_shapes[][3] = {{2, 2, 32}, {3, 1, 64}, {8, 2, 64}, {8, 1, 96}, {4, 1, 128}, {2, 2, 16}};
   uint32_t variant = 0;
   for (const auto& [heads, kv_heads, dim] : long_shapes) {
@@ -168,7 +168,7 @@ int main() {
       c.params.softcap = variant % 5 == 4 ? 3.0f : 0.0f;
       c.params.rope_dim = dim;
       c.params.attention_factor = 1;
-      constexpr size_t ends[] = {255, 256, 257, 511, 512, 513, 800};
+      constexpr size_t ends[] = {127, 128, 129, 256, 257, 513, 800};
       c.lengths = {ends[variant % 7], 31, 32, 33, ends[(variant + 3) % 7]};
       ++variant;
       ++cases;
