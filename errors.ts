@@ -98,6 +98,12 @@ export const errors = {
   CERTIFICATE_VERDICT: plan('{path}: certifies no parity: {reason}'),
   CERTIFICATE_EARLY: plan('{path}: valid from {issued}, and it is {now}; is the clock right?'),
   CERTIFICATE_EXPIRED: plan('{path}: expired at {expires}, and it is {now}; sign off again'),
+  TUNING_INVALID: plan(
+    '{path}: not a tuning file: {thing}: expected {expected}, got {got}; measure again with "ingot tune"',
+  ),
+  TUNING_MISSING: config(
+    'backend "{backend}" has one kernel for each instruction, so that there is nothing to measure; tune the cuda backend',
+  ),
   // sign-off
   SIGNOFF_FILE_INVALID: plan('{path}: {thing}: expected {expected}, got {got}'),
   SIGNOFF_NOT_STARTED: plan('phase {phase} has not started; fix its record with "ingot signoff start {path}"'),

@@ -65,6 +65,32 @@ export interface NativeModelOptions {
   readonly backend?: 'cuda'
   /** Whether no bit of a request's output may depend on the batch. The CPU's never do. */
   readonly deterministic?: boolean
+  /** Kernels, where the backend has several; one that cannot serve is not taken. */
+  readonly choices?: readonly NativeChoice[]
+  /** With memory for every choice, so that they can be compared. */
+  readonly compare?: boolean
+}
+
+/** The kernel that instructions take in launches of at most `rows` rows, and more than half as many. */
+export interface NativeChoice {
+  readonly instructions: readonly number[]
+  readonly rows: number
+  readonly kernel: string
+}
+
+/** Choices given at open and those that could be taken; launches that one decided, and others that had something to choose. */
+export interface ChoiceUse {
+  readonly given: number
+  readonly taken: number
+  readonly hits: number
+  readonly misses: number
+}
+
+/** Steps that were captured to be replayed: how many, bytes that they hold on the device, and what capturing took. */
+export interface Captures {
+  readonly count: number
+  readonly bytes: number
+  readonly milliseconds: number
 }
 
 /** The CUDA library and its device. */
@@ -140,7 +166,24 @@ export interface NativeModel {
     readonly arenaBytes: number
     readonly stateBytes: number
     readonly scratchBytes: number
+    readonly captures: Captures
   }
+  /**
+   * Kernels that can serve launches of `rows` rows of an instruction, that of the rules first; empty: nothing to choose.
+   * Throws while a step runs, as does the next.
+   */
+  choices(instruction: number, rows: number, decode: boolean): string[]
+  /**
+   * Of a model opened with `compare`: runs a step with each of `sets` of choices in turns, as often as `microseconds`, f64
+   * (rounds, sets), has room for. Writes states and results as the step does.
+   */
+  compare(
+    step: ArrayBuffer,
+    result: ArrayBuffer,
+    microseconds: ArrayBuffer,
+    sets: readonly (readonly NativeChoice[])[],
+  ): Promise<NativeFault | null>
+  choiceUse(): ChoiceUse
   readonly isa: string
   readonly threads: number
   readonly pinning: { readonly pinned: boolean; readonly reason: string }
@@ -179,6 +222,8 @@ export interface Addon {
   openModel(options: NativeModelOptions): NativeModel | NativeFault
   /** Loads the CUDA library when first asked. */
   cuda(): CudaStatus
+  /** What measurements of CUDA kernels are of: a digest of their sources, and what they call; empty: there is no library. */
+  cudaKernels(): string
   /** Measures for about a second, off the event loop; steps of open models take turns with it. */
   probe(options: NativeProbeOptions): Promise<NativeCeilings | NativeFault>
 }

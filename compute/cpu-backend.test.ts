@@ -269,7 +269,32 @@ describe('the addon', () => {
     model.dispose()
     expect(await running).toBeNull()
     expect(await model.step(new ArrayBuffer(8), new ArrayBuffer(8))).toMatchObject({ code: 'STEP_FAILED' })
-    expect(model.memory()).toEqual({ weightsBytes: 0, arenaBytes: 0, stateBytes: 0, scratchBytes: 0 })
+    const captures = { count: 0, bytes: 0, milliseconds: 0 }
+    expect(model.memory()).toEqual({ weightsBytes: 0, arenaBytes: 0, stateBytes: 0, scratchBytes: 0, captures })
+  })
+
+  test('has no kernels to choose from, and reads what is to be compared before anything runs', async () => {
+    using pkg = examplePackage()
+    const model = openNative(pkg)
+    expect(model.choices(0, 8, true)).toEqual([])
+    expect(model.choices(2 ** 32 - 1, 0, false)).toEqual([])
+    expect(model.choiceUse()).toEqual({ given: 0, taken: 0, hits: 0, misses: 0 })
+    const { buffer: step } = promptStep(prompts)
+    const [result, times] = [new ArrayBuffer(8192), new ArrayBuffer(24)]
+    const sets = [[{ instructions: [0], rows: 1, kernel: 'tile' }]]
+    expect(await model.compare(step, result, times, sets)).toMatchObject({ code: 'STEP_FAILED' })
+    for (const wrong of [
+      [],
+      [[{}]],
+      [[{ ...sets[0]![0]!, rows: -1 }]],
+      [[{ ...sets[0]![0]!, instructions: [0.5] }]],
+      'x',
+    ])
+      expect(() => model.compare(step, result, times, wrong as never)).toThrow(TypeError)
+    const running = model.step(step, result)
+    expect(() => model.compare(step, result, times, sets)).toThrow('a step is running')
+    await running
+    model.dispose()
   })
 
   test('frees models that are collected or disposed', async () => {

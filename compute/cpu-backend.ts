@@ -77,7 +77,7 @@ export class NativeRunner implements Runner {
   readonly info: DeviceInfo
   readonly depth: 1 | 2
   protected readonly model: NativeModel
-  private readonly path: string
+  protected readonly path: string
   private readonly plan: ExecutionPlan
   private disposed = false
 
@@ -122,7 +122,8 @@ export class NativeRunner implements Runner {
   }
 
   memory(): MemoryUse {
-    return this.model.memory()
+    const { captures, ...bytes } = this.model.memory()
+    return { ...bytes, ...(captures.count > 0 && { captures }) }
   }
 
   setTally(on: boolean): void {

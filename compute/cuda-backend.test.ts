@@ -50,6 +50,57 @@ describe('a machine', () => {
   })
 })
 
+describe('choices of kernels', () => {
+  const pkg = { path: 'a.ingot', plan: decoderPlan('bf16'), planBytes: new Uint8Array(), tensors: new Map() }
+  const info = { backend: 'cuda', description: 'a GPU', isa: 'sm_90', threads: 1, deterministic: false }
+  const { view: result } = createResult(1, { vocab: 0, hidden: 0 })
+  const counts = { tokens: 1, rows: 1, sequences: 1, blocksPerSequence: 1, history: 0, biases: 0, copies: 0 }
+  const sets = [3, 5, 4].map((rows) => [{ instructions: [1], rows, kernel: 'tile' }])
+
+  /** A device on which set s takes 10 s + round microseconds, or that fails. */
+  const runnerOf = (fault: NativeFault | null) =>
+    new CudaRunner(
+      {
+        compare: async (_: ArrayBuffer, __: ArrayBuffer, times: ArrayBuffer, asked: typeof sets) => {
+          new Float64Array(times).forEach((_, i, all) => {
+            all[i] = 10 * (i % asked.length) + Math.floor(i / asked.length)
+          })
+          return fault
+        },
+        choiceUse: () => ({ given: 2, taken: 1, hits: 7, misses: 3 }),
+        memory: () => ({
+          ...{ weightsBytes: 1, arenaBytes: 2, stateBytes: 3, scratchBytes: 4 },
+          captures: { count: 2, bytes: 3, milliseconds: 1.5 },
+        }),
+      } as unknown as NativeModel,
+      pkg,
+      info,
+      false,
+    )
+
+  it('are compared by set and round', async () => {
+    const times = await runnerOf(null).compare(createStep(counts), result, sets, 2)
+    expect(times).toEqual([
+      [0, 1],
+      [10, 11],
+      [20, 21],
+    ])
+    const fault = { code: 'STEP_FAILED', details: { where: 'compare', reason: 'no kernel x can serve that' } }
+    await expect(runnerOf(fault).compare(createStep(counts), result, sets, 2)).rejects.toMatchObject(fault)
+  })
+
+  it('are counted, and captures are part of the memory', () => {
+    expect(runnerOf(null).choiceUse()).toMatchObject({ hits: 7, misses: 3 })
+    expect(runnerOf(null).memory().captures).toEqual({ count: 2, bytes: 3, milliseconds: 1.5 })
+  })
+
+  it('hold for one device, driver and build', () => {
+    const { backend, driver } = backends.cuda.identity!()
+    expect({ backend, driver }).toEqual({ backend: 'cuda', driver: expect.stringMatching(/^CUDA \d+\.\d$/) })
+    expect(addon().cudaKernels()).toMatch(built ? /^[0-9a-f]{64}, (no cuBLASLt|cuBLASLt \d+)$/ : /^$/)
+  })
+})
+
 describe('a fault of the device', () => {
   const lost: NativeFault = { code: 'DEVICE_LOST', details: { device: 'a GPU', reason: 'cudaErrorIllegalAddress' } }
 

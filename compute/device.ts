@@ -1,5 +1,5 @@
 /** What the engine sees of a backend: it opens a plan and runs steps. */
-import type { Tally } from '../abi/native.ts'
+import type { Captures, ChoiceUse, NativeChoice, Tally } from '../abi/native.ts'
 import type { ResultView, StepLimits, StepView } from '../abi/step.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { KernelTable } from './table.ts'
@@ -21,6 +21,23 @@ export interface LinkedPackage {
   readonly tensors: ReadonlyMap<string, StoredTensor>
 }
 
+/** A measured choice: the kernel of instructions of one opcode, dtype and shape (tuning.ts), in launches of so many rows. */
+export interface KernelChoice {
+  readonly opcode: string
+  readonly dtype: string
+  readonly shape: string
+  /** A power of two: launches of at most so many rows, and more than half of them. */
+  readonly rows: number
+  readonly chosen: string
+}
+
+/** Choices for the mode that a package is opened in; none, and why. */
+export interface RunnerTuning {
+  readonly file?: string | undefined
+  readonly reason?: string | undefined
+  readonly entries: readonly KernelChoice[]
+}
+
 export interface RunnerOptions {
   readonly limits: StepLimits
   /** Blocks of every paged state, the dump block included. */
@@ -39,8 +56,25 @@ export interface RunnerOptions {
   readonly pipelined?: boolean | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
+  /** Which kernels to take where there are several; default: by rules. A backend without `identity` ignores it. */
+  readonly tuning?: RunnerTuning | undefined
+  /** Opened to compare choices of kernels: `Runner.compare`. */
+  readonly compare?: boolean | undefined
   /** For checks: sentinels around registers and states, NaN in what nothing has written. A step then costs a pass over both. */
   readonly guard?: boolean | undefined
+}
+
+/** Where choices of kernels come from. */
+export interface TuningInfo {
+  readonly source: 'file' | 'rules'
+  /** In the package's tuning/. */
+  readonly file?: string
+  /** Why no file counts. */
+  readonly reason?: string
+  /** Of the file, those that are of an instruction of the plan and of launches that there can be. */
+  readonly entries: number
+  /** Of those, any whose kernel cannot serve here: the rules choose. */
+  readonly refused: number
 }
 
 export interface DeviceInfo {
@@ -55,6 +89,8 @@ export interface DeviceInfo {
   readonly pinning?: { readonly pinned: boolean; readonly reason: string }
   /** Whether a request's output is independent of the batch, bit for bit. */
   readonly deterministic: boolean
+  /** Where there are kernels to choose from. */
+  readonly tuning?: TuningInfo
   /** Set where steps compute on the thread that asks for them, an instruction at a time. */
   readonly onEventLoop?: true
 }
@@ -64,6 +100,8 @@ export interface MemoryUse {
   readonly arenaBytes: number
   readonly stateBytes: number
   readonly scratchBytes: number
+  /** Steps that a device captured once to replay them; their bytes are part of `scratchBytes`. */
+  readonly captures?: Captures
 }
 
 /** One output of an instruction: (rows, width), row after row; as many rows as its space has in the step. */
@@ -121,11 +159,39 @@ export interface Runner {
   setTally?(on: boolean): void
   /** What was counted since; undefined: off. Between steps. */
   tally?(): Tally | undefined
+  /** Where `info.tuning` is: launches that a measured choice decided, and those that went by the rules. */
+  choiceUse?(): ChoiceUse
+  /**
+   * Kernels that can serve launches of `rows` rows of an instruction, that of the rules first; empty: nothing to choose.
+   * `decode`: of steps in which every sequence has one token. Between steps.
+   */
+  choices?(instruction: number, rows: number, decode: boolean): readonly string[]
+  /**
+   * Opened with `compare`: microseconds of the step with each set of choices, run in turns: (sets, rounds). Rejects as
+   * step() does; no results are written.
+   */
+  compare?(
+    step: StepView,
+    result: ResultView,
+    sets: readonly (readonly NativeChoice[])[],
+    rounds: number,
+  ): Promise<readonly (readonly number[])[]>
   /** Opened with `guard`: what the last step wrote and was not to write. A backend without it watches nothing. */
   sentinels?(): readonly string[]
   /** For tests: the next step fails with STEP_FAILED once that many instructions of the plan have run. */
   failAfter?(instructions: number): void
   dispose(): void
+}
+
+/** What measurements of a backend's kernels hold for, as text. */
+export interface KernelIdentity {
+  readonly backend: string
+  /** Name of the device, and its compute capability. */
+  readonly device: string
+  readonly capability: string
+  readonly driver: string
+  /** Digest of the kernels' sources, and how they were compiled. */
+  readonly kernels: string
 }
 
 export interface Backend {
@@ -134,6 +200,8 @@ export interface Backend {
   readonly table?: KernelTable
   /** Files that hold its code, as it runs here: what a certificate names. A backend without it cannot have one. */
   kernelFiles?(): readonly string[] | Promise<readonly string[]>
+  /** Of a backend with kernels to choose from, that can run here. */
+  identity?(): KernelIdentity
   /** Undefined when it can run here; else why not, with a stable reason code. */
   unavailable(): { readonly code: string; readonly reason: string } | undefined
   /** Links `pkg` (every gap reported at once) and opens it. */

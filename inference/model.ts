@@ -1,7 +1,7 @@
 /** An open model: what `open()` returns. */
 import { z } from 'zod'
-import type { Tally } from '../abi/native.ts'
-import type { DeviceInfo, MemoryUse, Runner } from '../compute/device.ts'
+import type { Captures, Tally } from '../abi/native.ts'
+import type { DeviceInfo, MemoryUse, Runner, TuningInfo } from '../compute/device.ts'
 import { type ErrorDetails, fail, type IngotError } from '../errors.ts'
 import type { ExecutionPlan, OutputName } from '../plans/plan.ts'
 import type { Capacity } from './capacity.ts'
@@ -245,14 +245,26 @@ export class Model {
   memory(): MemoryUse {
     this.#assertOpen()
     return this.#others.reduce((sum, runner) => {
-      const { weightsBytes, arenaBytes, stateBytes, scratchBytes } = runner.memory()
+      const { weightsBytes, arenaBytes, stateBytes, scratchBytes, captures } = runner.memory()
       return {
         weightsBytes: sum.weightsBytes + weightsBytes,
         arenaBytes: sum.arenaBytes + arenaBytes,
         stateBytes: sum.stateBytes + stateBytes,
         scratchBytes: sum.scratchBytes + scratchBytes,
+        ...((captures || sum.captures) && { captures: together(captures, sum.captures) }),
       }
     }, this.#runner.memory())
+  }
+
+  /**
+   * Where the choices of kernels come from, and how many launches so far a measured one decided (`hits`) or, where there
+   * was something to choose, the rules (`misses`). Undefined on a backend without choices.
+   */
+  tuning(): (TuningInfo & { readonly hits: number; readonly misses: number }) | undefined {
+    this.#assertOpen()
+    const use = this.#runner.choiceUse?.()
+    const { tuning } = this.device
+    return tuning && use && { ...tuning, hits: use.hits, misses: use.misses }
   }
 
   /**
@@ -373,6 +385,11 @@ export class Model {
   #assertOpen(): void {
     if (this.#disposal) throw fail('MODEL_DISPOSED', { package: this.#path })
   }
+}
+
+function together(a?: Captures, b?: Captures): Captures {
+  const sum = (field: keyof Captures) => (a?.[field] ?? 0) + (b?.[field] ?? 0)
+  return { count: sum('count'), bytes: sum('bytes'), milliseconds: sum('milliseconds') }
 }
 
 function allocate(elements: number): Float32Array {

@@ -111,6 +111,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("mapFile", Napi::Function::New<guarded<map_file>>(env, "mapFile"));
   exports.Set("openModel", Napi::Function::New<guarded<open_model>>(env, "openModel"));
   exports.Set("cuda", Napi::Function::New<guarded<cuda>>(env, "cuda"));
+  exports.Set("cudaKernels", Napi::Function::New<guarded<cuda_kernels>>(env, "cudaKernels"));
   exports.Set("probe", Napi::Function::New<guarded<probe>>(env, "probe"));
   return exports;
 }

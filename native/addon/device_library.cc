@@ -61,6 +61,11 @@ Fault open_cuda(const ModelOptions& options, std::unique_ptr<Executor>& out) {
           {{"backend", "cuda"}, {"reason", loaded.missing.code + ": " + loaded.missing.reason}}};
 }
 
+Napi::Value cuda_kernels(const Napi::CallbackInfo& info) {
+  const DeviceLibrary* library = cuda_library().library;
+  return Napi::String::New(info.Env(), library ? library->kernels() : "");
+}
+
 Napi::Value cuda(const Napi::CallbackInfo& info) {
   const DeviceStatus status = cuda_status();
   Napi::Object object = Napi::Object::New(info.Env());

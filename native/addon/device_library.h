@@ -13,5 +13,6 @@ Fault open_cuda(const ModelOptions& options, std::unique_ptr<Executor>& out);
 
 // cuda() of abi/native.ts.
 Napi::Value cuda(const Napi::CallbackInfo& info);
+Napi::Value cuda_kernels(const Napi::CallbackInfo& info);
 
 }  // namespace ingot::addon

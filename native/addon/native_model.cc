@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "open_model.h"
 #include "values.h"
 
 namespace ingot::addon {
@@ -11,8 +12,9 @@ namespace ingot::addon {
 struct NativeModel::Request {
   NativeModel* owner;
   napi_deferred promise;
-  Napi::Reference<Napi::Value> step_buffer, result_buffer, trace_buffer;
-  std::span<std::byte> step, result, trace;
+  Napi::Reference<Napi::Value> step_buffer, result_buffer, other_buffer;
+  std::span<std::byte> step, result, other;  // other: the trace, or of a comparison the times
+  std::vector<std::vector<Chosen>> sets;     // to compare; none: a plain step
   Fault fault;
 };
 
@@ -24,6 +26,9 @@ Napi::Function NativeModel::define(Napi::Env env) {
                       InstanceMethod<&NativeModel::set_tally>("setTally"),
                       InstanceMethod<&NativeModel::tally>("tally"),
                       InstanceMethod<&NativeModel::sentinels>("sentinels"),
+                      InstanceMethod<&NativeModel::compare>("compare"),
+                      InstanceMethod<&NativeModel::choices>("choices"),
+                      InstanceMethod<&NativeModel::choice_use>("choiceUse"),
                       InstanceMethod<&NativeModel::memory>("memory"), InstanceMethod<&NativeModel::dispose>("dispose"),
                       InstanceAccessor<&NativeModel::isa>("isa"), InstanceAccessor<&NativeModel::threads>("threads"),
                       InstanceAccessor<&NativeModel::pinning>("pinning")});
@@ -75,34 +80,63 @@ void NativeModel::environment_ends(void* model) { static_cast<NativeModel*>(mode
 
 Napi::Value NativeModel::step(const Napi::CallbackInfo& info) {
   Reader reader(info.Env());
-  const auto step = reader.buffer(info[0], "step"), result = reader.buffer(info[1], "result");
-  const auto trace = info[2].IsUndefined() ? std::span<std::byte>() : reader.buffer(info[2], "trace");
+  auto request = std::make_unique<Request>();
+  request->step = reader.buffer(info[0], "step");
+  request->result = reader.buffer(info[1], "result");
+  if (!info[2].IsUndefined()) request->other = reader.buffer(info[2], "trace");
   if (!reader.ok()) return {};
+  request->step_buffer = Napi::Persistent(info[0]);
+  request->result_buffer = Napi::Persistent(info[1]);
+  if (!info[2].IsUndefined()) request->other_buffer = Napi::Persistent(info[2]);
+  return submit(info.Env(), std::move(request));
+}
+
+Napi::Value NativeModel::compare(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  auto request = std::make_unique<Request>();
+  request->step = reader.buffer(info[0], "step");
+  request->result = reader.buffer(info[1], "result");
+  request->other = reader.buffer(info[2], "microseconds");
+  const Napi::Array sets = reader.array(info[3], "sets");
+  for (uint32_t i = 0; reader.ok() && i < sets.Length(); ++i)
+    request->sets.push_back(read_choices(reader, sets.Get(i), "sets[" + std::to_string(i) + "]"));
+  if (reader.ok() && request->sets.empty()) reader.expected("sets", "at least one");
+  if (!reader.ok() || !idle(info.Env())) return {};
+  request->step_buffer = Napi::Persistent(info[0]);
+  request->result_buffer = Napi::Persistent(info[1]);
+  request->other_buffer = Napi::Persistent(info[2]);
+  return submit(info.Env(), std::move(request));
+}
+
+// A promise of null, or of the fault.
+Napi::Value NativeModel::submit(Napi::Env env, std::unique_ptr<Request> request) {
   napi_deferred deferred;
   napi_value promise;
-  if (napi_create_promise(info.Env(), &deferred, &promise) != napi_ok) return {};  // the environment ends
+  if (napi_create_promise(env, &deferred, &promise) != napi_ok) return {};  // the environment ends
   const char* wrong = !model_                        ? "the model is disposed"
                       : steps_ == StepThread::kDepth ? "two steps of this model are on their way"
                                                      : nullptr;
   if (wrong) {
     const Fault fault{"STEP_FAILED", {{"where", "step"}, {"reason", wrong}}};
-    napi_resolve_deferred(info.Env(), deferred, to_object(info.Env(), fault));
-    return Napi::Value(info.Env(), promise);
+    napi_resolve_deferred(env, deferred, to_object(env, fault));
+    return Napi::Value(env, promise);
   }
   ++steps_;
   Ref();
-  completion_.Ref(info.Env());
-  auto* request = new Request{this, deferred, Napi::Persistent(info[0]), Napi::Persistent(info[1]), {}, step, result,
-                              trace, {}};
-  if (!info[2].IsUndefined()) request->trace_buffer = Napi::Persistent(info[2]);
-  thread_->post({run, request});
-  return Napi::Value(info.Env(), promise);
+  completion_.Ref(env);
+  request->owner = this;
+  request->promise = deferred;
+  thread_->post({run, request.release()});
+  return Napi::Value(env, promise);
 }
 
 // On the step thread.
 void NativeModel::run(void* context) {
   auto* request = static_cast<Request*>(context);
-  request->fault = request->owner->model_->step(request->step, request->result, request->trace);
+  Executor& model = *request->owner->model_;
+  const std::span<double> times(reinterpret_cast<double*>(request->other.data()), request->other.size() / sizeof(double));
+  request->fault = request->sets.empty() ? model.step(request->step, request->result, request->other)
+                                         : model.compare(request->step, request->result, request->sets, times);
   request->owner->completion_.NonBlockingCall(request);
 }
 
@@ -112,7 +146,7 @@ void NativeModel::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Request
   if (env == nullptr) {
     request->step_buffer.SuppressDestruct();
     request->result_buffer.SuppressDestruct();
-    request->trace_buffer.SuppressDestruct();
+    request->other_buffer.SuppressDestruct();
     return;
   }
   const Napi::HandleScope scope(env);
@@ -237,6 +271,33 @@ Napi::Value NativeModel::memory(const Napi::CallbackInfo& info) {
   object.Set("arenaBytes", double(use.arena));
   object.Set("stateBytes", double(use.state));
   object.Set("scratchBytes", double(use.scratch));
+  auto captures = Napi::Object::New(info.Env());
+  captures.Set("count", double(use.captures));
+  captures.Set("bytes", double(use.capture_bytes));
+  captures.Set("milliseconds", double(use.capture_nanoseconds) / 1e6);
+  object.Set("captures", captures);
+  return object;
+}
+
+Napi::Value NativeModel::choices(const Napi::CallbackInfo& info) {
+  Reader reader(info.Env());
+  const auto instruction = uint32_t(reader.integer(info[0], "instruction", UINT32_MAX));
+  const auto rows = uint32_t(reader.integer(info[1], "rows", INT32_MAX));
+  if (!info[2].IsBoolean()) reader.expected("decode", "a boolean");
+  if (!reader.ok() || !idle(info.Env())) return {};
+  auto array = Napi::Array::New(info.Env());
+  for (const std::string& name : model_->choices(instruction, rows, info[2].As<Napi::Boolean>()))
+    array.Set(array.Length(), name);
+  return array;
+}
+
+Napi::Value NativeModel::choice_use(const Napi::CallbackInfo& info) {
+  const ChoiceUse use = model_ ? model_->choice_use() : ChoiceUse{};
+  auto object = Napi::Object::New(info.Env());
+  object.Set("given", double(use.given));
+  object.Set("taken", double(use.taken));
+  object.Set("hits", double(use.hits));
+  object.Set("misses", double(use.misses));
   return object;
 }
 

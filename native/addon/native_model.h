@@ -38,6 +38,8 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   using Completion = Napi::TypedThreadSafeFunction<std::nullptr_t, Request, &NativeModel::settle>;
 
   Napi::Value step(const Napi::CallbackInfo& info);
+  Napi::Value compare(const Napi::CallbackInfo& info);
+  Napi::Value submit(Napi::Env env, std::unique_ptr<Request> request);
   Napi::Value read_state(const Napi::CallbackInfo& info);
   void write_state(const Napi::CallbackInfo& info);
   void fail_after(const Napi::CallbackInfo& info);
@@ -45,6 +47,8 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value tally(const Napi::CallbackInfo& info);
   Napi::Value sentinels(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value choices(const Napi::CallbackInfo& info);
+  Napi::Value choice_use(const Napi::CallbackInfo& info);
   Napi::Value isa(const Napi::CallbackInfo& info);
   Napi::Value threads(const Napi::CallbackInfo& info);
   Napi::Value pinning(const Napi::CallbackInfo& info);

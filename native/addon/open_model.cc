@@ -28,6 +28,25 @@ WeightFile read_file(Reader& reader, Napi::Value value, const std::string& name)
   return file;
 }
 
+}  // namespace
+
+std::vector<Chosen> read_choices(Reader& reader, const Napi::Value& from, const std::string& name) {
+  std::vector<Chosen> choices;
+  const Napi::Array list = reader.array(from, name);
+  for (uint32_t i = 0; reader.ok() && i < list.Length(); ++i) {
+    const std::string at = name + "[" + std::to_string(i) + "]";
+    const Napi::Object choice = reader.object(list.Get(i), at);
+    const auto rows = uint32_t(reader.integer(reader.property(choice, "rows"), at + ".rows", kMaxCount));
+    const std::string kernel = reader.string(reader.property(choice, "kernel"), at + ".kernel");
+    const Napi::Array instructions = reader.array(reader.property(choice, "instructions"), at + ".instructions");
+    for (uint32_t k = 0; reader.ok() && k < instructions.Length(); ++k)
+      choices.push_back({uint32_t(reader.integer(instructions.Get(k), at + ".instructions", kMaxCount)), rows, kernel});
+  }
+  return choices;
+}
+
+namespace {
+
 ModelOptions read_options(Reader& reader, const Napi::Object& from) {
   ModelOptions options{};
   options.plan = reader.bytes(reader.property(from, "plan"), "plan");
@@ -49,6 +68,9 @@ ModelOptions read_options(Reader& reader, const Napi::Object& from) {
   };
   options.guard = flag("guard");
   options.deterministic = flag("deterministic");
+  options.compare = flag("compare");
+  const Napi::Value choices = reader.property(from, "choices");
+  if (reader.ok() && !choices.IsUndefined()) options.choices = read_choices(reader, choices, "choices");
   return options;
 }
 

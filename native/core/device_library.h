@@ -21,6 +21,7 @@ struct DeviceStatus {
 
 struct DeviceLibrary {
   const char* stamp;
+  std::string (*kernels)();  // what measurements of them are of: a digest of their sources, and what they call
   DeviceStatus (*status)() noexcept;
   Fault (*open)(const ModelOptions& options, std::unique_ptr<Executor>& out) noexcept;
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "plan_view.h"
 #include "status.h"
@@ -17,6 +18,20 @@ struct ModelOptions;
 
 struct MemoryUse {
   uint64_t weights, arena, state, scratch;  // bytes
+  // Of steps captured once and replayed since: how many, bytes that `scratch` holds for them, and what capturing took.
+  uint64_t captures = 0, capture_bytes = 0, capture_nanoseconds = 0;
+};
+
+// Which kernel an instruction takes in launches of at most `rows` rows, and more than half as many.
+struct Chosen {
+  uint32_t instruction, rows;
+  std::string kernel;
+};
+
+// How choices of kernels went: those given, taken at open, and launches that a choice decided, or the rules, where there
+// was something to choose.
+struct ChoiceUse {
+  uint64_t given = 0, taken = 0, hits = 0, misses = 0;
 };
 
 class Executor {
@@ -41,8 +56,19 @@ class Executor {
   virtual std::span<const std::string> sentinels() const { return {}; }
   virtual void fail_after(uint32_t) {}
 
+  // Kernels that can serve a launch of `rows` rows of an instruction, that of the rules first; empty: there is nothing to
+  // choose. `decode`: of a step in which every sequence has one token.
+  virtual std::vector<std::string> choices(uint32_t, uint32_t, bool) { return {}; }
+  // Of a model opened with `compare`: runs a step with each of several sets of choices, in turns, as often as
+  // `microseconds` (rounds, sets) has room for; what was chosen before is chosen after. States and results are written.
+  virtual Fault compare(std::span<const std::byte>, std::span<std::byte>, std::span<const std::vector<Chosen>>,
+                        std::span<double>) noexcept {
+    return {"STEP_FAILED", {{"where", "compare"}, {"reason", "this backend has no choices"}}};
+  }
+
   // From any thread, also during a step.
   virtual MemoryUse memory() const = 0;
+  virtual ChoiceUse choice_use() const { return {}; }
 };
 
 Fault plan_fault(const PlanFault& fault);

@@ -31,6 +31,8 @@ struct ModelOptions {
   bool deterministic = true;  // no bit of a request's output depends on the batch; the CPU's never do
   bool pinned = false;  // each thread to a core of its own
   bool guard = false;   // for checks: sentinels around registers and states
+  std::vector<Chosen> choices{};  // kernels, where a backend has several; one that cannot serve is not taken
+  bool compare = false;           // with memory for every choice
 };
 
 class Model final : public Executor {

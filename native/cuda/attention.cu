@@ -135,8 +135,8 @@ uint32_t row_tiles(const Attention& a) { return (a.group + 15) / 16; }
 // Whether a decode step has few sequences for this device. Its products then keep as many weights in flight as the L1
 // holds, which the shared memory of blocks beside them makes smaller: a step of 8B layers on an H200 takes 0.72 times as
 // long with lean ones as with others, which alone are faster.
-bool few(const Context& context, const Attention& a) {
-  return 2 * a.sequences * row_tiles(a) * a.kv_heads <= uint32_t(context.device.processors);
+bool few(const Device& device, const Attention& a) {
+  return 2 * a.sequences * row_tiles(a) * a.kv_heads <= uint32_t(device.processors);
 }
 
 template <class T, bool Int8, int Dim, bool Exact, bool Lean>
@@ -169,11 +169,20 @@ struct Heads {
   // Whether there are lean kernels: of 65 to 128 elements of 16 bits.
   static constexpr bool kLean = Dim == 128 && !Int8, kTiles = Exact && !Int8;
 
+  // What a decode step can choose from: both kernels give the same bits.
+  static Choices choices(const Device& device, const Attention& a) {
+    if constexpr (!kLean) return {};
+    if (RowsLayout<T, Int8, Dim, Exact, true, false>::bytes(a) > device.shared_bytes) return {0, Choice::lean};
+    Choices both{0, Exact && few(device, a) ? Choice::lean : Choice::wide};
+    both.add(Choice::lean);
+    both.add(Choice::wide);
+    return both;
+  }
   static cudaError_t decode(const Context& context, const Attention& a) {
-    if constexpr (kLean) {
-      const bool fits = RowsLayout<T, Int8, Dim, Exact, true, false>::bytes(a) <= context.device.shared_bytes;
-      if (!fits || (Exact && few(context, a))) return launch_decode<T, Int8, Dim, Exact, true>(context, a);
-    }
+    const Choice rule = choices(context.device, a).rule;
+    const Choice choice = context.choice == Choice::rules ? rule : context.choice;
+    if constexpr (kLean)
+      if (choice == Choice::lean) return launch_decode<T, Int8, Dim, Exact, true>(context, a);
     return launch_decode<T, Int8, Dim, Exact, false>(context, a);
   }
   static cudaError_t prompts(const Context& context, const Attention& a) {
@@ -230,15 +239,37 @@ size_t attention_workspace(const Device&, const Call& call) {
          (paged::is_paged(call) ? paged::slots_of(slot) * slot : tokens * 2 * p.kv_heads * dim * sizeof(float));
 }
 
-size_t attention_shared(const Call& call) {
+namespace paged {
+namespace {
+
+// The shapes of a call, and what its keys and values are kept in; f32: by no state that is paged, or in f32.
+Attention heads_of(const Call& call) {
   const auto& p = call.as<op::attention::Params>();
-  paged::Attention a{};
+  Attention a{};
+  a.heads = p.heads;
+  a.kv_heads = p.kv_heads;
+  a.group = p.kv_heads ? p.heads / p.kv_heads : 0;
   a.head_dim = p.head_dim;
-  a.dim = paged::padded(p.head_dim);
+  a.dim = padded(p.head_dim);
   a.pairs = p.rope_dim / 2;
-  if (!paged::is_paged(call) || call.states[op::attention::state_kv].dtype == DType::f32) return paged::plain_bytes(a);
-  a.dtype = call.states[op::attention::state_kv].dtype;
+  a.dtype = is_paged(call) ? call.states[op::attention::state_kv].dtype : DType::f32;
+  return a;
+}
+
+}  // namespace
+}  // namespace paged
+
+size_t attention_shared(const Call& call) {
+  const paged::Attention a = paged::heads_of(call);
+  if (a.dtype == DType::f32) return paged::plain_bytes(a);
   return paged::with_state(a, [&](auto heads) { return heads.least_bytes(a); });
+}
+
+Choices attention_choices(const Device& device, const Shape& shape, const Call& call) {
+  paged::Attention a = paged::heads_of(call);
+  a.sequences = call.outputs[op::attention::out_out].rows;
+  if (!shape.decode || a.dtype == DType::f32) return {};
+  return paged::with_state(a, [&](auto heads) { return heads.choices(device, a); });
 }
 
 cudaError_t attention(const Context& context, const Call& call) {

@@ -12,6 +12,7 @@ namespace {
 // Of cublasLt.h and cublas_api.h, as documented; values of a stable ABI.
 using Handle = void*;
 constexpr int kCompute32F = 68, kTransA = 3, kTranspose = 1, kMaxWorkspace = 1;
+constexpr int kAlgorithms = 4;
 constexpr int kLeastAlignments[] = {5, 6, 7, 8};  // of a, b, c and d; 256 bytes unless set
 constexpr int type_of(DType t) { return t == DType::f32 ? 0 : t == DType::f16 ? 2 : 14; }
 struct Algorithm { uint64_t data[8]; };
@@ -34,6 +35,7 @@ struct Library {
   int (*matmul)(Handle, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
                 void*, void*, const Algorithm*, void*, size_t, cudaStream_t);
   int (*preference_destroy)(void*);
+  size_t (*version)();
   const char* unavailable = "cublaslt_absent";
 
   Library() {
@@ -50,7 +52,7 @@ struct Library {
                      find(preference_create, "cublasLtMatmulPreferenceCreate") &&
                      find(preference_set, "cublasLtMatmulPreferenceSetAttribute") &&
                      find(heuristic, "cublasLtMatmulAlgoGetHeuristic") && find(matmul, "cublasLtMatmul") &&
-                     find(preference_destroy, "cublasLtMatmulPreferenceDestroy");
+                     find(preference_destroy, "cublasLtMatmulPreferenceDestroy") && find(version, "cublasLtGetVersion");
     unavailable = all ? nullptr : "cublaslt_too_old";
   }
 };
@@ -63,8 +65,8 @@ const Library& library() {
 // What a shape needs, made once and kept.
 struct Plan {
   void *desc, *a, *b, *c, *d;
-  Algorithm algorithm;
-  bool usable;
+  Algorithm algorithms[kAlgorithms];
+  uint32_t usable;  // of them
 };
 
 using Key = std::tuple<int, uint32_t, uint32_t, uint32_t, DType, DType, size_t, size_t, size_t, size_t, uint32_t>;
@@ -108,10 +110,10 @@ class Plans {
     const uint32_t alignment = alignment_of(g);
     for (const int least : kLeastAlignments)
       if (lt.preference_set(preference, least, &alignment, sizeof alignment)) return p;
-    Heuristic found{};
+    Heuristic found[kAlgorithms]{};
     int count = 0;
-    p.usable = lt.heuristic(handle, p.desc, p.a, p.b, p.c, p.d, preference, 1, &found, &count) == 0 && count == 1;
-    p.algorithm = found.algorithm;
+    if (lt.heuristic(handle, p.desc, p.a, p.b, p.c, p.d, preference, kAlgorithms, found, &count)) count = 0;
+    for (int i = 0; i < count && found[i].status == 0; ++i) p.algorithms[p.usable++] = found[i].algorithm;
     lt.preference_destroy(preference);
     return p;
   }
@@ -130,13 +132,16 @@ Plans& plans() {
 
 const char* cublaslt_unavailable() { return library().unavailable; }
 
+size_t cublaslt_version() { return library().unavailable ? 0 : library().version(); }
+
 cudaError_t cublaslt_gemm(const Context& context, const Gemm& g, void* workspace) {
   Handle handle = nullptr;
   const Plan* plan = plans().of(context.device.ordinal, g, handle);
   if (!plan) return cudaErrorNotSupported;
   ++*context.launches;
+  const Algorithm* algorithm = &plan->algorithms[g.algorithm < plan->usable ? g.algorithm : 0];
   const int status = library().matmul(handle, plan->desc, &g.alpha, g.a, plan->a, const_cast<void*>(g.b), plan->b,
-                                      const_cast<float*>(&g.beta), g.c, plan->c, g.d, plan->d, &plan->algorithm,
+                                      const_cast<float*>(&g.beta), g.c, plan->c, g.d, plan->d, algorithm,
                                       workspace, kCublasWorkspace, context.stream);
   return status ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -15,10 +15,13 @@ struct Gemm {
   void* d;
   size_t lda, ldb, ldc, ldd;  // elements
   float alpha, beta;
+  uint32_t algorithm = 0;  // of those that the library proposes; the first where it has fewer
 };
 
 // nullptr: it can be used. Otherwise a reason code: 'cublaslt_absent', 'cublaslt_too_old'.
 const char* cublaslt_unavailable();
+// What cublasLtGetVersion says; 0: it cannot be used.
+size_t cublaslt_version();
 // Workspace: kCublasWorkspace bytes, aligned to 256. Counts as one launch. Chooses an algorithm for a new shape once;
 // cudaErrorNotSupported, and nothing is enqueued, where the library has none.
 cudaError_t cublaslt_gemm(const Context& context, const Gemm& gemm, void* workspace);

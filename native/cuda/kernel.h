@@ -32,6 +32,21 @@ struct Workspace {
   size_t bytes;
 };
 
+// Which of the kernels that can serve a launch it takes. In the deterministic mode, all of them give the same bits.
+// blas_2 to blas_4 are the algorithms that cuBLASLt would take next.
+enum class Choice : uint8_t { rules, stream, tile, blas, blas_2, blas_3, blas_4, lean, wide };
+inline constexpr const char* kChoiceNames[] = {"rules",  "stream", "tile", "blas", "blas_2",
+                                               "blas_3", "blas_4", "lean", "wide"};
+
+// Those that can, as bits by Choice, and the one that the opcode's rules take. None: there is nothing to choose.
+struct Choices {
+  uint32_t can = 0;
+  Choice rule = Choice::rules;
+
+  void add(Choice choice) { can |= 1u << uint32_t(choice); }
+  bool has(Choice choice) const { return can >> uint32_t(choice) & 1; }
+};
+
 struct Context {
   const DeviceStep& step;
   const Shape& shape;
@@ -39,6 +54,7 @@ struct Context {
   Workspace workspace;
   cudaStream_t stream;
   uint32_t* launches;  // counts every kernel enqueued; `launch` of launch.h adds to it
+  Choice choice = Choice::rules;  // what was measured to be fastest (ADR 0013); one that can serve the call
 };
 
 // Matrices, weights and states of Call hold device pointers. Matrix.rows is the launch's count. A register is f32 as the
@@ -55,10 +71,17 @@ using WorkspaceBytes = size_t (*)(const Device&, const Call&);
 // that will do. Rows of matrices are unknown; weights and states point to something, which is not on the device.
 using SharedBytes = size_t (*)(const Call&);
 
+// What can serve a launch of the call with these rows.
+using ChoicesOf = Choices (*)(const Device&, const Shape&, const Call&);
+// Bytes of workspace that a choice needs for such a launch.
+using ChoiceBytes = size_t (*)(const Call&, Choice);
+
 struct Entry {
   Kernel kernel;
-  WorkspaceBytes workspace;  // nullptr: none
-  SharedBytes shared;        // nullptr: no more than every device has
+  WorkspaceBytes workspace;      // nullptr: none
+  SharedBytes shared;            // nullptr: no more than every device has
+  ChoicesOf choices;             // nullptr: there is nothing to choose
+  ChoiceBytes choice_workspace;  // nullptr: no more than `workspace`
 };
 
 }  // namespace ingot::cuda

@@ -38,4 +38,12 @@ size_t linear_workspace(const Device& device, const Call& call) {
 
 size_t linear_shared(const Call& call) { return product_shared(linear_product(call)); }
 
+Choices linear_choices(const Device& device, const Shape& shape, const Call& call) {
+  return product_choices(device, linear_product(call), shape.deterministic);
+}
+
+size_t linear_choice_workspace(const Call& call, Choice choice) {
+  return product_choice_workspace(linear_product(call), choice);
+}
+
 }  // namespace ingot::cuda

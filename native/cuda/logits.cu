@@ -38,4 +38,12 @@ size_t logits_workspace(const Device& device, const Call& call) {
 
 size_t logits_shared(const Call& call) { return product_shared(logits_product(call)); }
 
+Choices logits_choices(const Device& device, const Shape& shape, const Call& call) {
+  return product_choices(device, logits_product(call), shape.deterministic);
+}
+
+size_t logits_choice_workspace(const Call& call, Choice choice) {
+  return product_choice_workspace(logits_product(call), choice);
+}
+
 }  // namespace ingot::cuda

@@ -1,6 +1,8 @@
 // A plan on one CUDA device: weights, arenas and states in its memory, kernels bound, steps on one stream.
 #pragma once
+#include <array>
 #include <atomic>
+#include <bit>
 #include <map>
 #include <memory>
 #include <string>
@@ -38,7 +40,16 @@ class Model final : public Executor {
   void fail_after(uint32_t instructions) override { fail_after_ = instructions; }
   MemoryUse memory() const override;
 
+  std::vector<std::string> choices(uint32_t instruction, uint32_t rows, bool decode) override;
+  Fault compare(std::span<const std::byte> step, std::span<std::byte> result,
+                std::span<const std::vector<Chosen>> sets, std::span<double> microseconds) noexcept override;
+  ChoiceUse choice_use() const override;
+
  private:
+  // Rows up to each power of two.
+  static constexpr size_t kBuckets = 32;
+  using Chooses = std::array<Choice, kBuckets>;
+  static uint32_t bucket_of(uint32_t rows) { return rows > 1 ? uint32_t(std::bit_width(rows - 1)) : 0; }
   struct Operation {
     Kernel kernel;
     Call call;
@@ -46,6 +57,12 @@ class Model final : public Executor {
     bool stateful;
     Space spaces[kMaxInputs + kMaxOutputs];  // of each matrix, inputs first
     Workspace workspace;
+    Chooses chosen{};           // by bucket of its rows
+    uint32_t chooses[2]{};      // bits by bucket: whether there is something to choose; in prompts, and in decoding
+  };
+  // Launches that a choice decided, and those that had one and went by the rules.
+  struct Served {
+    uint32_t hits = 0, misses = 0;
   };
   // What a captured step is for: lanes, and the longest sequence that it may hold.
   struct Bucket {
@@ -55,6 +72,7 @@ class Model final : public Executor {
   struct Graph {
     cudaGraphExec_t graph = nullptr;  // nullptr: launched once, kernel by kernel
     uint32_t launches = 0;
+    Served served;
   };
   // A step with what its launch is made for.
   struct Launch {
@@ -76,7 +94,11 @@ class Model final : public Executor {
   Fault allocate(const ModelOptions& options);
   void place_registers(const StepLimits& limits);
   Fault bind_operations();
-  Fault bind_workspaces(const StepLimits& limits);
+  Fault bind_workspaces(const ModelOptions& options);
+  void bind_choices(const ModelOptions& options);
+  Choices choices_of(size_t instruction, uint32_t rows, bool decode);
+  bool choose(const Chosen& chosen);
+  size_t choice_bytes(size_t instruction, const StepLimits& limits, bool compare);
   Matrix matrix(uint32_t reg, uint32_t column, uint32_t width) const;
 
   Launch plan_launch(const StepView& view, const StepHeader& header, std::span<std::byte> trace) const;
@@ -85,6 +107,13 @@ class Model final : public Executor {
   Fault run(const Launch& launch, uint32_t& launches);
   Fault run_captured(const Launch& launch, uint32_t& launches);
   Fault capture(const Launch& launch, Graph& graph);
+  void set_rows(Operation& op, const DeviceStep& step);
+  cudaError_t enqueue(size_t instruction, const DeviceStep& step, const Shape& shape, uint32_t& launches, Served& served);
+  void count(const Served& served);
+  void restore(std::span<const Chooses> chosen);
+  Fault time_graph(const Launch& launch, const Graph& graph, double& microseconds);
+  Fault compare_launch(const Launch& launch, std::span<const Chooses> before, std::span<const std::vector<Chosen>> sets,
+                       std::span<double> microseconds);
   Fault run_operations(const Launch& launch, uint32_t& launches);
   Fault trace_outputs(const Operation& op, std::span<std::byte>& trace);
   Fault copy_results(const StepView& view);
@@ -111,7 +140,8 @@ class Model final : public Executor {
   StepBounds bounds_{};
   LastStep last_;
   std::map<Bucket, Graph> graphs_;
-  std::atomic<uint64_t> graph_bytes_{0};
+  std::atomic<uint64_t> graph_bytes_{0}, captures_{0}, capture_nanoseconds_{0};
+  std::atomic<uint64_t> given_{0}, taken_{0}, hits_{0}, misses_{0};  // of choices
   std::unique_ptr<Tally> tally_;
   std::vector<cudaEvent_t> times_;         // after each instruction, of a model with a tally
   std::vector<bool> timed_;

@@ -104,7 +104,8 @@ Fault Model::bind(const ModelOptions& options) {
   dtypes_ = kept_dtypes(plan_);
   if (Fault fault = allocate(options)) return fault;
   if (Fault fault = bind_operations()) return fault;
-  if (Fault fault = bind_workspaces(options.limits)) return fault;
+  bind_choices(options);
+  if (Fault fault = bind_workspaces(options)) return fault;
   const auto output = [&](const char* name) {
     const uint32_t reg = output_register(plan_, name);
     return reg == kNone ? Matrix{} : matrix(reg, 0, plan_.registers[reg].width);
@@ -271,7 +272,8 @@ Fault Model::bind_operations() {
 }
 
 // One workspace an opcode, as large as its largest instruction asks for: kernels follow each other.
-Fault Model::bind_workspaces(const StepLimits& limits) {
+Fault Model::bind_workspaces(const ModelOptions& options) {
+  const StepLimits& limits = options.limits;
   size_t sizes[kMaxOpcodes] = {}, total = 0;
   for (size_t i = 0; i < operations_.size(); ++i) {
     const uint16_t opcode = plan_.instructions[i].opcode;
@@ -280,7 +282,7 @@ Fault Model::bind_workspaces(const StepLimits& limits) {
     Operation& op = operations_[i];
     for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = capacity(limits, op.spaces[k]);
     for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = capacity(limits, op.spaces[kMaxInputs + k]);
-    sizes[opcode] = std::max(sizes[opcode], bytes(device_, op.call));
+    sizes[opcode] = std::max({sizes[opcode], bytes(device_, op.call), choice_bytes(i, limits, options.compare)});
   }
   for (const size_t size : sizes) total += round_up(size, kAlign);
   if (Fault fault = DeviceMemory::allocate("the workspaces", total, workspace_)) return fault;
@@ -301,7 +303,8 @@ Fault Model::bind_workspaces(const StepLimits& limits) {
 
 MemoryUse Model::memory() const {
   const uint64_t scratch = workspace_.size() + step_.size() + pools_.size() + graph_bytes_.load(std::memory_order_relaxed);
-  return {weights_.bytes(), arena_.size(), state_.size(), scratch};
+  return {weights_.bytes(), arena_.size(), state_.size(), scratch, captures_.load(std::memory_order_relaxed),
+          graph_bytes_.load(std::memory_order_relaxed), capture_nanoseconds_.load(std::memory_order_relaxed)};
 }
 
 }  // namespace ingot::cuda

@@ -7,42 +7,60 @@
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kStreamed = 8;  // up to these rows, weights are streamed
-
-enum class Way { fma, stream, tile, blas };
+constexpr uint32_t kStreamed = 8;    // up to these rows, weights are streamed
+constexpr uint32_t kMostPasses = 4;  // over the weights: more of them are never fastest
 
 // The stream where one pass over the weights is enough; beyond, cuBLASLt in the default mode, and the tile kernel,
 // whose bits are those of the stream, in the deterministic mode.
-Way way_of(const Device& device, const Product& p, bool deterministic) {
-  if (p.dtype == DType::f32) return Way::fma;
-  if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Way::stream;
-  if (!deterministic && blas_can(p)) return Way::blas;
-  return tile_can(device, p) ? Way::tile : Way::stream;
+Choice rule_of(const Device& device, const Product& p, bool deterministic) {
+  if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
+  if (!deterministic && blas_can(p)) return Choice::blas;
+  return tile_can(device, p) ? Choice::tile : Choice::stream;
 }
 
 }  // namespace
 
 cudaError_t product(const Context& context, const Product& p) {
   if (p.tokens() == 0) return cudaSuccess;
-  switch (way_of(context.device, p, context.shape.deterministic)) {
-    case Way::fma: return product_f32(context, p);
-    case Way::stream: return product_stream(context, p);
-    case Way::tile: return product_tile(context, p);
-    case Way::blas: {
+  if (p.dtype == DType::f32) return product_f32(context, p);
+  const Choice rule = rule_of(context.device, p, context.shape.deterministic);
+  switch (context.choice == Choice::rules ? rule : context.choice) {
+    case Choice::stream: return product_stream(context, p);
+    case Choice::tile: return product_tile(context, p);
+    case Choice::blas:
+    case Choice::blas_2:
+    case Choice::blas_3:
+    case Choice::blas_4: {
       const cudaError_t error = product_blas(context, p);
       if (error != cudaErrorNotSupported) return error;
       return tile_can(context.device, p) ? product_tile(context, p) : product_stream(context, p);
     }
+    default: return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
+}
+
+// In the deterministic mode only those whose bits are the same.
+Choices product_choices(const Device& device, const Product& p, bool deterministic) {
+  if (p.dtype == DType::f32) return {};
+  Choices choices{0, rule_of(device, p, deterministic)};
+  choices.add(choices.rule);
+  if (stream_passes(device, p) <= kMostPasses) choices.add(Choice::stream);
+  if (tile_can(device, p)) choices.add(Choice::tile);
+  if (!deterministic && blas_can(p))
+    for (const Choice blas : {Choice::blas, Choice::blas_2, Choice::blas_3, Choice::blas_4}) choices.add(blas);
+  return choices;
+}
+
+size_t product_choice_workspace(const Product& p, Choice choice) {
+  if (choice == Choice::tile) return tile_workspace(p);
+  return choice >= Choice::blas && choice <= Choice::blas_4 ? blas_workspace(p) : 0;
 }
 
 // Both modes may ask for up to p's rows.
 size_t product_workspace(const Device& device, const Product& p) {
-  size_t bytes = 0;
-  if (way_of(device, p, true) == Way::tile) bytes = tile_workspace(p);
-  if (way_of(device, p, false) == Way::blas) bytes = std::max(bytes, blas_workspace(p));
-  return bytes;
+  if (p.dtype == DType::f32) return 0;
+  return std::max(product_choice_workspace(p, rule_of(device, p, true)),
+                  product_choice_workspace(p, rule_of(device, p, false)));
 }
 
 size_t product_shared(const Product& p) { return p.dtype == DType::f32 ? 0 : stream_shared(p); }

@@ -51,6 +51,8 @@ __host__ __device__ inline uint32_t groups_of(const Product& p) {
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
 size_t product_shared(const Product& p);  // as SharedBytes
+Choices product_choices(const Device& device, const Product& p, bool deterministic);  // stream, tile, blas
+size_t product_choice_workspace(const Product& p, Choice choice);
 
 #ifdef __CUDACC__
 template <class T>

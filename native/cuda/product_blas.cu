@@ -153,9 +153,11 @@ cudaError_t slice(const Context& context, const Product& p, const Parts& parts, 
   if (plain(p)) sums = {p.out.data + first * size, p.out.stride, p.tokens(), rows, result};
   const bool add = plain(p) && p.residual.data;
   const void* c = add ? p.residual.data + first * size : sums.data;
-  const Gemm gemm{rows, p.tokens(), p.k, operand_of(p), result, weight, x, c, sums.data, k, ldx,
+  Gemm gemm{rows, p.tokens(), p.k, operand_of(p), result, weight, x, c, sums.data, k, ldx,
                   (add ? p.residual.stride : sums.stride) / size, sums.stride / size, plain(p) ? p.scale : 1.0f,
                   add ? 1.0f : 0.0f};
+  if (context.choice > Choice::blas && context.choice <= Choice::blas_4)
+    gemm.algorithm = uint32_t(context.choice) - uint32_t(Choice::blas);
   if (const cudaError_t e = cublaslt_gemm(context, gemm, work + kCounterBytes)) return e;
   if (plain(p)) return cudaSuccess;
   const uint32_t columns = rows / p.branches;

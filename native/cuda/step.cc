@@ -167,14 +167,13 @@ Fault Model::run_operations(const Launch& launch, uint32_t& launches) {
   const DeviceStep step = step_at(launch.counts, step_.data());
   const uint32_t fail_after = std::exchange(fail_after_, kNone);
   std::span<std::byte> trace = launch.trace;
+  Served served;
   for (size_t i = 0; i < operations_.size(); ++i) {
     Operation& op = operations_[i];
     if (count_of(step, op.space) == 0 && (!op.stateful || step.tokens == 0)) continue;
     running_ = plan_.instructions[i].label.c_str();
     if (i == fail_after) return {"STEP_FAILED", {{"where", running_}, {"reason", "a failure injected for a test"}}};
-    for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = count_of(step, op.spaces[k]);
-    for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = count_of(step, op.spaces[kMaxInputs + k]);
-    cudaError_t error = op.kernel({step, launch.shape, device_, op.workspace, stream_, &launches}, op.call);
+    cudaError_t error = enqueue(i, step, launch.shape, launches, served);
     if (error == cudaSuccess && launch.tally) {
       error = cudaEventRecord(times_[i + 1], stream_);
       timed_[i] = true;
@@ -183,7 +182,29 @@ Fault Model::run_operations(const Launch& launch, uint32_t& launches) {
     if (!trace.empty())
       if (Fault failed = trace_outputs(op, trace)) return failed;
   }
+  count(served);
   return {};
+}
+
+void Model::set_rows(Operation& op, const DeviceStep& step) {
+  for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = count_of(step, op.spaces[k]);
+  for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = count_of(step, op.spaces[kMaxInputs + k]);
+}
+
+// An instruction's kernel, with what was chosen for launches of its rows.
+cudaError_t Model::enqueue(size_t instruction, const DeviceStep& step, const Shape& shape, uint32_t& launches,
+                           Served& served) {
+  Operation& op = operations_[instruction];
+  set_rows(op, step);
+  const uint32_t bucket = bucket_of(count_of(step, op.space));
+  const Choice chosen = op.chosen[bucket];
+  if (op.chooses[shape.decode] >> bucket & 1) ++(chosen == Choice::rules ? served.misses : served.hits);
+  return op.kernel({step, shape, device_, op.workspace, stream_, &launches, chosen}, op.call);
+}
+
+void Model::count(const Served& served) {
+  hits_.fetch_add(served.hits, std::memory_order_relaxed);
+  misses_.fetch_add(served.misses, std::memory_order_relaxed);
 }
 
 // The first step of a bucket is launched kernel by kernel: it loads them, which cannot be done while capturing.
@@ -191,27 +212,33 @@ Fault Model::run_captured(const Launch& launch, uint32_t& launches) {
   const auto [found, first] = graphs_.try_emplace({launch.counts.tokens, launch.shape.max_length});
   Graph& graph = found->second;
   if (first) return run(launch, launches);
-  if (!graph.graph)
+  if (!graph.graph) {
+    size_t before = 0, after = 0, total = 0;
+    const auto start = std::chrono::steady_clock::now();
+    cudaMemGetInfo(&before, &total);
     if (Fault failed = capture(launch, graph)) return failed;
+    cudaMemGetInfo(&after, &total);
+    const auto taken = std::chrono::steady_clock::now() - start;
+    graph_bytes_.fetch_add(before > after ? before - after : 0, std::memory_order_relaxed);
+    captures_.fetch_add(1, std::memory_order_relaxed);
+    capture_nanoseconds_.fetch_add(uint64_t(std::chrono::nanoseconds(taken).count()), std::memory_order_relaxed);
+  }
   launches = graph.launches;
+  count(graph.served);
   running_ = "a captured step";
   return fault(cudaGraphLaunch(graph.graph, stream_));
 }
 
 Fault Model::capture(const Launch& launch, Graph& graph) {
-  size_t before = 0, after = 0, total = 0;
-  cudaMemGetInfo(&before, &total);
   running_ = "capturing a step";
   if (Fault failed = fault(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal))) return failed;
   graph.launches = 0;
+  graph.served = {};
   const DeviceStep step = step_at(launch.counts, step_.data());
   cudaError_t error = cudaSuccess;
   for (size_t i = 0; error == cudaSuccess && i < operations_.size(); ++i) {
-    Operation& op = operations_[i];
     running_ = plan_.instructions[i].label.c_str();
-    for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = count_of(step, op.spaces[k]);
-    for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = count_of(step, op.spaces[kMaxInputs + k]);
-    error = op.kernel({step, launch.shape, device_, op.workspace, stream_, &graph.launches}, op.call);
+    error = enqueue(i, step, launch.shape, graph.launches, graph.served);
   }
   cudaGraph_t captured = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream_, &captured);
@@ -219,10 +246,7 @@ Fault Model::capture(const Launch& launch, Graph& graph) {
   if (error == cudaSuccess) error = cudaGraphInstantiate(&graph.graph, captured, 0);
   if (captured) cudaGraphDestroy(captured);
   if (error != cudaSuccess) graph.graph = nullptr;
-  if (Fault failed = fault(error)) return failed;
-  cudaMemGetInfo(&after, &total);
-  graph_bytes_.fetch_add(before > after ? before - after : 0, std::memory_order_relaxed);
-  return {};
+  return fault(error);
 }
 
 // The rows of an instruction's outputs, packed, 4 bytes an element; `trace` moves to where the next ones go.

@@ -1,4 +1,6 @@
-// The shared memory that calls cannot do without, against what blocks of each kind of device have. Needs no device.
+// The shared memory that calls cannot do without, against what blocks of each kind of device have, and what kernels such
+// devices can choose from. Needs no device.
+#include <bit>
 #include <cstdio>
 
 #include "../../cuda/kernel.h"
@@ -7,6 +9,8 @@
 namespace ingot::cuda {
 size_t attention_shared(const Call&);
 size_t linear_shared(const Call&);
+Choices attention_choices(const Device&, const Shape&, const Call&);
+Choices linear_choices(const Device&, const Shape&, const Call&);
 }  // namespace ingot::cuda
 
 using namespace ingot;
@@ -16,7 +20,8 @@ namespace {
 
 constexpr size_t kSm89 = 99 << 10, kSm80 = 163 << 10, kSm90 = 227 << 10;
 
-size_t attention(DType dtype, uint32_t head_dim) {
+template <class F>
+auto attention(DType dtype, uint32_t head_dim, const F& of) {
   static std::byte anywhere;
   op::attention::Params p{};
   p.heads = p.kv_heads = p.causal = 1;
@@ -25,10 +30,12 @@ size_t attention(DType dtype, uint32_t head_dim) {
   Call call{};
   call.params = &p;
   call.states[0] = {&anywhere, 0, 32, dtype};
-  return cuda::attention_shared(call);
+  return of(call);
 }
+size_t attention(DType dtype, uint32_t head_dim) { return attention(dtype, head_dim, cuda::attention_shared); }
 
-size_t linear(DType dtype, uint32_t n, uint32_t k, uint32_t branches) {
+template <class F>
+auto linear(DType dtype, uint32_t n, uint32_t k, uint32_t branches, const F& of) {
   op::linear::Params p{};
   p.n = n;
   p.k = k;
@@ -36,7 +43,46 @@ size_t linear(DType dtype, uint32_t n, uint32_t k, uint32_t branches) {
   Call call{};
   call.params = &p;
   call.weights[0].dtype = dtype;
-  return cuda::linear_shared(call);
+  return of(call);
+}
+size_t linear(DType dtype, uint32_t n, uint32_t k, uint32_t branches) {
+  return linear(dtype, n, k, branches, cuda::linear_shared);
+}
+
+constexpr cuda::Device kDevices[] = {{0, 8, 0, 108, kSm80}, {0, 8, 9, 142, kSm89}, {0, 9, 0, 132, kSm90}};
+
+// What the rules take can always be chosen, and in the deterministic mode nothing else than what has its bits.
+void check_products(const cuda::Device& device, DType dtype, uint32_t rows, bool deterministic) {
+  using enum cuda::Choice;
+  const cuda::Choices found = linear(dtype, 2048, 4096, 1, [&](Call& call) {
+    for (Matrix& m : call.inputs) m.rows = rows;
+    return cuda::linear_choices(device, {1, true, deterministic}, call);
+  });
+  if (dtype == DType::f32) {
+    CHECK(found.can == 0);
+    return;
+  }
+  CHECK(found.has(found.rule));
+  CHECK(found.has(tile) == (device.major == 9));
+  CHECK(rows > 32 || found.has(stream));
+  CHECK(rows < 1024 || !found.has(stream) || found.rule == stream);
+  if (deterministic)
+    for (const cuda::Choice choice : {blas, blas_2, blas_3, blas_4}) CHECK(!found.has(choice));
+}
+
+// Two kernels for heads of 65 to 128 elements of 16 bits in steps that decode, where the larger one fits.
+void check_attention(const cuda::Device& device, DType dtype, uint32_t head_dim, bool decode) {
+  const cuda::Choices found = attention(dtype, head_dim, [&](Call& call) {
+    call.outputs[0].rows = 1;
+    return cuda::attention_choices(device, {1024, decode, true}, call);
+  });
+  const bool narrow = dtype == DType::bf16 || dtype == DType::f16;
+  if (!decode || !narrow || head_dim > 128 || head_dim == 64) {
+    CHECK(found.can == 0);
+    return;
+  }
+  CHECK(found.rule == cuda::Choice::lean || found.rule == cuda::Choice::wide);
+  CHECK(found.can == 0 ? found.rule == cuda::Choice::lean : std::popcount(found.can) == 2 && found.has(found.rule));
 }
 
 }  // namespace
@@ -55,5 +101,12 @@ int main() {
     for (const uint32_t branches : {1u, 2u}) CHECK(linear(dtype, 8192, 28672, branches) <= kSm89);
   CHECK(linear(DType::bf16, 64, 1 << 17, 1) > kSm90);
   CHECK(linear(DType::f32, 64, 1 << 17, 1) == 0);
+  for (const cuda::Device& device : kDevices)
+    for (const bool either : {false, true}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4})
+        for (uint32_t rows = 1; rows <= 4096; rows *= 2) check_products(device, dtype, rows, either);
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8})
+        for (uint32_t dim = 1; dim <= 256; ++dim) check_attention(device, dtype, dim, either);
+    }
   std::puts("shared memory: all calls are judged as their launches would be");
 }
