@@ -38,9 +38,10 @@ import {
 import type { CompileOptions, CompileResult } from './models/compile.ts'
 import { publicKey } from './models/dsse.ts'
 import { type Package, readPackage, TOKENIZER_FILE, weightsHash } from './models/package.ts'
+import { findTuning } from './models/tuning.ts'
 
 export type { StepTally, Tally } from './abi/native.ts'
-export type { DeviceInfo, MemoryUse } from './compute/device.ts'
+export type { DeviceInfo, MemoryUse, TuningInfo } from './compute/device.ts'
 export type { ErrorCode } from './errors.ts'
 export { CancelledError, ConfigError, DeviceError, IngotError, PlanError } from './errors.ts'
 export type { ModelOptions } from './inference/capacity.ts'
@@ -107,6 +108,12 @@ export interface OpenOptions extends ModelOptions {
    * it decides no output.
    */
   certificates?: 'allow' | 'warn' | 'require' | undefined
+  /**
+   * Take the kernels that `ingot tune` found to be fastest on this device, where the package holds such measurements
+   * (default). They decide speed; in the deterministic mode, not a bit. `device.tuning` says what was found. Where a
+   * certificate is required, they count in the deterministic mode only.
+   */
+  tuning?: boolean | undefined
   /** Whose certificates count: Ed25519 public keys as PEM. Needed unless `certificates` is allow. */
   trustedKeys?: readonly string[] | undefined
 }
@@ -144,6 +151,7 @@ const openSchema = z.strictObject({
     .optional()
     .describe('a folder, or { directory, keep }'),
   certificates: z.enum(['allow', 'warn', 'require']).optional().describe('"allow", "warn" or "require"'),
+  tuning: z.boolean().optional().describe('a boolean'),
   // Read by keysOf.
   trustedKeys: z.unknown().optional(),
 })
@@ -304,6 +312,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     record,
     certificates = 'allow',
     trustedKeys,
+    tuning: wanted = true,
     shadow: shadowed,
     // Where a certificate is required, a receipt does not do: it is this user's own word, which nobody signed.
     integrity = certificates === 'require' ? 'full' : 'auto',
@@ -319,8 +328,15 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
   const fixed = capacity(pkg.plan, sizes, path)
   // A guess is accepted when it is what the model would have said without it.
   const exact = deterministic ?? (fixed.speculation ? true : undefined)
-  const openRunner: OpenRunner = (pkg, { limits, blocks, slots }) =>
-    device.open(pkg, { limits, blocks, slots, threads, pin, isa, deterministic: exact, pipelined, allowPerSlot })
+  const ignored: IngotError[] = []
+  const openRunner: OpenRunner = async (pkg, { limits, blocks, slots }) => {
+    const mode = { deterministic: exact ?? false, wanted, certified: certificates === 'require' }
+    const tuning = await findTuning(pkg.path, device.identity?.(), mode)
+    for (const { message, code } of tuning.warnings) process.emitWarning(message, { type: 'IngotWarning', code })
+    ignored.push(...tuning.warnings)
+    const shared = { limits, blocks, slots, threads, pin, isa, deterministic: exact, pipelined, allowPerSlot }
+    return device.open(pkg, { ...shared, tuning })
+  }
   const opened = await openRunner(pkg, fixed)
   const runner = record ? await recorded(opened, pkg, record) : opened
   let draft: DraftParts | undefined
@@ -329,7 +345,7 @@ export async function open(path: string, options: OpenOptions = {}): Promise<Mod
     const certify = (pkg: Package, backend: Backend, info: DeviceInfo) =>
       certified(pkg, backend, info, certificates, trusted)
     const { certificate, warnings: own } = await certify(pkg, device, runner.info)
-    const warnings = [...own]
+    const warnings = [...own, ...ignored]
     const { draft: draftPath } = sizes.speculative ?? {}
     if (draftPath !== undefined)
       draft = await openDraft(await readPackage(draftPath, { integrity }), pkg, fixed, openRunner)

@@ -1,6 +1,6 @@
 /** Prefill and decode speed of one package on one backend, through the public interface, against the machine's ceilings. */
 import { stepBytes, stepShape, work } from '../compute/work.ts'
-import { type EngineStats, type Model, open } from '../index.ts'
+import { type EngineStats, type MemoryUse, type Model, open } from '../index.ts'
 import { type Ceilings, ceilings } from './ceilings.ts'
 import { quantile, randomPrompts, type Spread, spread } from './measure.ts'
 
@@ -11,6 +11,7 @@ export interface BenchOptions {
   /** As that of open(). */
   readonly deterministic?: boolean
   readonly pipelined?: boolean
+  readonly tuning?: boolean
   /** Tokens of the prompts that prefill is measured on. */
   readonly prompt: number
   /** Tokens that each sequence has before it decodes; default: the prompt. */
@@ -56,6 +57,10 @@ export interface BenchReport {
   readonly peakBytes: number
   readonly launchesPerStep: number
   readonly loadMs: number
+  /** Where choices of kernels come from, and the launches that they decided; absent where there are none. */
+  readonly tuning?: ReturnType<Model['tuning']>
+  /** Steps that were captured; absent where none was. */
+  readonly captures?: MemoryUse['captures']
   /** Of the machine, in this run; absent where the backend does not run on it. */
   readonly ceilings?: Ceilings
   readonly prefill: readonly PrefillCell[]
@@ -66,7 +71,7 @@ const contextOf = ({ context, prompt }: BenchOptions) => context ?? prompt
 
 /** Opens the package with room for every cell. */
 export function openForBench(path: string, options: BenchOptions): Promise<Model> {
-  const { backend, isa, threads, deterministic, pipelined, prompt, generate, batches, stepTokens } = options
+  const { backend, isa, threads, deterministic, pipelined, tuning, prompt, generate, batches, stepTokens } = options
   const most = Math.max(...batches)
   const budget = stepTokens ?? Math.max(512, most)
   const longest = Math.max(prompt, contextOf(options))
@@ -78,6 +83,7 @@ export function openForBench(path: string, options: BenchOptions): Promise<Model
     ...(threads && { threads }),
     ...(deterministic !== undefined && { deterministic }),
     ...(pipelined !== undefined && { pipelined }),
+    ...(tuning !== undefined && { tuning }),
     maxSlots: most,
     contextTokens: longest + generate + wait + 2,
     maxTokensPerStep: budget,
@@ -203,6 +209,8 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
   const limit = await ceilingsFor(options)
   const context = contextOf(options) + Math.floor(generate / 2)
   options.onProgress?.(total, total, 'done')
+  const tuning = model.tuning()
+  const { captures } = model.memory()
   return {
     backend: options.backend,
     device: model.device.description,
@@ -212,6 +220,8 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
     peakBytes,
     launchesPerStep: model.stats().launchesPerStep,
     loadMs,
+    ...(tuning && { tuning }),
+    ...(captures && { captures }),
     ...(limit && { ceilings: limit }),
     prefill: measured.map(({ batch, prefills }) => prefillCell(model, batch, prompt, prefills, limit)),
     decode: measured.map((cell) => decodeCell(model, cell, context, limit)),

@@ -38,6 +38,12 @@ export const deterministicFlag = new Option(
   'no bit of an output may depend on the batch, at some cost on cuda; the cpu always does so',
 )
 
+/** Likewise: commander makes it `tuning`, true unless it is given. */
+export const tuningFlag = new Option(
+  '--no-tuning',
+  'choose kernels by rules, even where the package holds measurements of this device; see "ingot tune"',
+)
+
 /** What open() takes for them; undefined: none was given. Throws USAGE. */
 export function speculativeOf({ draft, lookup, guesses }: SpeculativeFlags): SpeculativeOptions | undefined {
   if (draft !== undefined && lookup) throw fail('USAGE', { reason: '--draft and --lookup exclude each other' })

@@ -13,6 +13,7 @@ import {
   lookupFlag,
   type SpeculativeFlags,
   speculativeOf,
+  tuningFlag,
 } from './arguments.ts'
 import { ceilingsText } from './doctor.ts'
 import { finish, mebibytes, print, progress, type Shared, write } from './terminal.ts'
@@ -27,12 +28,21 @@ interface Options extends Shared, SpeculativeFlags {
   readonly backend: string
   readonly deterministic?: boolean
   readonly pipelined?: boolean
+  readonly tuning: boolean
   readonly isa?: string
   readonly threads?: number
   readonly profile?: boolean
   readonly svg?: string
   readonly html?: string
 }
+
+function tuningText({ source, file, reason, entries, refused, hits, misses }: NonNullable<BenchReport['tuning']>) {
+  const from = source === 'file' ? `${file}, ${entries} choices${refused ? `, ${refused} refused` : ''}` : 'rules'
+  return `kernels by ${from}${reason ? ` (${reason})` : ''}: ${hits} launches by a measured choice, ${misses} by rules`
+}
+
+const capturesText = ({ count, bytes, milliseconds }: NonNullable<BenchReport['captures']>) =>
+  `${count} steps captured in ${milliseconds.toFixed(1)} ms, ${mebibytes(bytes)}`
 
 function benchText(report: BenchReport, { prompt, generate }: Options): string {
   const cell = (value: number, digits = 0) => value.toFixed(digits).padStart(9)
@@ -44,6 +54,8 @@ function benchText(report: BenchReport, { prompt, generate }: Options): string {
   return [
     `${report.model} on ${report.device}: weights ${mebibytes(report.weightsBytes)}, state ${report.stateBytesPerToken} B a token, peak ${mebibytes(report.peakBytes)}`,
     `load ${report.loadMs.toFixed(0)} ms, ${report.launchesPerStep} launches a step; prompt ${prompt}, ${generate} steps after ${report.decode[0]!.context - Math.floor(generate / 2)} tokens; tokens/s`,
+    ...(report.tuning ? [tuningText(report.tuning)] : []),
+    ...(report.captures ? [capturesText(report.captures)] : []),
     ...(report.ceilings ? [ceilingsText(report.ceilings)] : []),
     'sequences  prefill  of peak   decode  [p10 to p90]  ms/step     GB/s  of read  idle us',
     ...rows,
@@ -103,6 +115,7 @@ export const benchCommand = new Command('bench')
   .option('--backend <name>', 'cpu, cuda, reference, null', 'cpu')
   .addOption(deterministicFlag)
   .option('--pipelined', 'submit a step before the tokens of the last are read')
+  .addOption(tuningFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .option('--profile', 'show by opcode where the time goes, and how near that is to the limits of the machine')
@@ -117,6 +130,7 @@ export const benchCommand = new Command('bench')
         backend,
         deterministic,
         pipelined,
+        tuning,
         isa,
         threads,
         prompt,
@@ -134,6 +148,7 @@ export const benchCommand = new Command('bench')
         generate,
         repeats,
         batches,
+        tuning,
         onProgress: progress(options, 'bench'),
         ...(isa && { isa }),
         ...(threads && { threads }),

@@ -5,6 +5,7 @@ import {
   closeSync,
   cpSync,
   existsSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readdirSync,
@@ -76,6 +77,37 @@ describe('ingot', () => {
       expect(status, name).toBe(1)
       expect(JSON.parse(stdout), name).toMatchObject({ ok: false, message: expect.stringContaining(name) })
     }
+  })
+
+  it('inspect lists measured choices of kernels, which verify and the plan do not know', () => {
+    const tuned = join(folder, 'tuned.ingot')
+    cpSync(pkg, tuned, { recursive: true })
+    mkdirSync(join(tuned, 'tuning'))
+    const time = { low: 1, median: 2, high: 3 }
+    const entry = (rows: number, chosen: string) => ({
+      ...{ opcode: 'linear', dtype: 'bf16', shape: 'n 64, k 64, branches 1', rows, deterministic: false },
+      ...{ instructions: 2, rule: 'stream', chosen, step: { stream: time, tile: time } },
+    })
+    const file = {
+      ...{ format: 1, ingot: '0', measured: '2026-01-31T12:00:00Z', backend: 'cuda', device: 'A GPU' },
+      ...{ capability: '9.0', driver: 'CUDA 13.0', kernels: 'ab12', contextTokens: 8 },
+      entries: [entry(8, 'tile'), entry(1, 'stream'), entry(2, 'stream'), entry(16, 'tile')],
+    }
+    writeFileSync(join(tuned, 'tuning', 'a.json'), JSON.stringify(file))
+    writeFileSync(join(tuned, 'tuning', 'b.json'), '{')
+    const { stdout } = ingot('inspect', tuned)
+    expect(stdout).toContain('tuning a.json: 4 choices for A GPU, CUDA 13.0')
+    expect(stdout).toContain('default linear bf16 n 64, k 64, branches 1 x 2: 1-2 stream, 8-16 tile (rule stream)')
+    expect(stdout).toMatch(/tuning b\.json: unreadable: .*not valid JSON/)
+    expect(ingot('inspect', tuned, '--json').json().tuning).toMatchObject([
+      { file: 'a.json', device: 'A GPU', entries: file.entries },
+      { file: 'b.json', error: expect.stringContaining('not valid JSON') },
+    ])
+    expect(ingot('verify', tuned, '--json').json()).toMatchObject({ ok: true })
+    expect(ingot('diff', pkg, tuned).status).toBe(0)
+    expect(
+      ingot('bench', tuned, '--no-tuning', '--prompt', '16', '--batch', '1', '--generate', '2', '--quiet').status,
+    ).toBe(0)
   })
 
   it('parity passes on both backends and prints the documented JSON', () => {
@@ -260,6 +292,7 @@ describe('ingot', () => {
     ['a missing package', ['run', 'nowhere.ingot', 'x'], 'FILE_MISSING'],
     ['text without a tokenizer', ['run', pkg, 'x'], 'TOKENIZER_MISSING'],
     ['a name with a line break', ['run', 'no\nwhere', 'x'], 'FILE_MISSING'],
+    ['nothing to tune', ['tune', pkg, '--backend', 'cpu'], 'TUNING_MISSING'],
     ['an output that is not a package', ['compile', golden, '-o', folder], 'OUTPUT_EXISTS'],
   ])('exits 1 with one typed line for %s', (_, args, code) => {
     const { status, stderr } = ingot(...args, '--quiet')

@@ -15,6 +15,7 @@ const commands: Readonly<Record<string, () => Promise<Command>>> = {
   parity: async () => (await import('./parity.ts')).parityCommand,
   replay: async () => (await import('./replay.ts')).replayCommand,
   bench: async () => (await import('./bench.ts')).benchCommand,
+  tune: async () => (await import('./tune.ts')).tuneCommand,
   signoff: async () => (await import('./signoff.ts')).signoffCommand,
   rollback: async () => (await import('./rollback.ts')).rollbackCommand,
   doctor: async () => (await import('./doctor.ts')).doctorCommand,

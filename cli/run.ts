@@ -9,6 +9,7 @@ import {
   number,
   type SpeculativeFlags,
   speculativeOf,
+  tuningFlag,
 } from './arguments.ts'
 import { finish, log, print, type Shared } from './terminal.ts'
 
@@ -19,6 +20,7 @@ interface Options extends Shared, SpeculativeFlags {
   readonly chat?: boolean
   readonly backend: string
   readonly deterministic?: boolean
+  readonly tuning: boolean
   readonly isa?: string
   readonly threads?: number
 }
@@ -37,6 +39,7 @@ export const runCommand = new Command('run')
   .option('--chat', 'apply the chat template to the prompt as a user message')
   .option('--backend <name>', 'cpu, cuda, reference', 'cpu')
   .addOption(deterministicFlag)
+  .addOption(tuningFlag)
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .addOption(draftFlag)
@@ -48,6 +51,7 @@ export const runCommand = new Command('run')
       await using model = await open(path, {
         backend: options.backend,
         maxSlots: 1,
+        tuning: options.tuning,
         ...(options.deterministic && { deterministic: true }),
         ...(options.isa && { isa: options.isa }),
         ...(options.threads && { threads: options.threads }),

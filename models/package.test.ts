@@ -174,7 +174,26 @@ describe('a changed package is refused', () => {
     await expect(readPackage(folder, full)).rejects.toMatchObject({ code: 'HASH_MISMATCH' })
   })
 
+  test('measured choices of kernels lie beside it, and are no part of it', async () => {
+    const before = await readPackage(tiny.path, full)
+    const folder = copy((f) => {
+      mkdirSync(join(f, 'tuning'))
+      writeFileSync(join(f, 'tuning', 'a.json'), 'anything')
+    })
+    const { manifest, planHash } = await readPackage(folder, full)
+    expect({ manifest, planHash }).toEqual({ manifest: before.manifest, planHash: before.planHash })
+    for (let i = 0; i < 64; i++) writeFileSync(join(folder, 'tuning', `${i}.json`), '')
+    await expect(structure(folder)).rejects.toMatchObject({ code: 'PACKAGE_INVALID', details: { got: 65 } })
+  })
+
+  const tuned = (put: (folder: string) => void) =>
+    copy((f) => {
+      mkdirSync(join(f, 'tuning'))
+      put(join(f, 'tuning'))
+    })
   test.each([
+    ['something else than a tuning file', tuned((f) => writeFileSync(join(f, 'a.so'), '')), 'PACKAGE_INVALID'],
+    ['a link to a tuning file', tuned((f) => symlinkSync('/dev/null', join(f, 'a.json'))), 'PACKAGE_INVALID'],
     ['a file that the manifest does not list', copy((f) => writeFileSync(join(f, 'x'), '')), 'PACKAGE_INVALID'],
     ['a folder inside', copy((f) => mkdirSync(join(f, 'x'))), 'PACKAGE_INVALID'],
     ['a link inside', copy((f) => symlinkSync('/dev/zero', join(f, 'x'))), 'PACKAGE_INVALID'],

@@ -1,7 +1,7 @@
 /**
  * A package, `name.ingot/`: manifest.json, plan.bin, weights.safetensors and what of the tokenizer the checkpoint has.
  * The manifest holds size and hash of every other file and a hash of itself, so that no byte can change unnoticed. Signed
- * certificates may be added later, in a folder of their own.
+ * certificates, and measured choices of kernels, may be added later, in folders of their own.
  */
 import { type FileHandle, lstat, readdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -26,8 +26,12 @@ export const TOKENIZER_FILE = 'tokenizer.json'
 export const VOCABULARY_FILE = 'vocabulary.bin'
 /** Holds what others say about the package, each file signed by itself; see certificate.ts. */
 export const CERTIFICATES_FOLDER = 'certificates'
-/** More than any package needs, and few enough to be read at once. */
-const MAX_CERTIFICATES = 64
+/** Holds measured choices of kernels, a file for each device; see tuning.ts. */
+export const TUNING_FOLDER = 'tuning'
+/** Folders whose files the manifest does not list, and what those are. */
+const ADDED = { [CERTIFICATES_FOLDER]: 'certificate', [TUNING_FOLDER]: 'tuning file' } as const
+/** More of each than any package needs, and few enough to be read at once. */
+const MAX_ADDED = 64
 /** Files that a package copies from its checkpoint where they exist. */
 export const COPIED_FILES = [
   TOKENIZER_FILE,
@@ -167,7 +171,9 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
   for (const required of [PLAN_FILE, WEIGHTS_FILE, ...vocabulary])
     if (!names.includes(required)) throw broken(required, 'an entry in the manifest', 'none')
   for (const entry of await readdir(path, { withFileTypes: true })) {
-    if (entry.name === CERTIFICATES_FOLDER && entry.isDirectory()) await checkCertificates(join(path, entry.name))
+    const { name } = entry
+    if (entry.isDirectory() && Object.hasOwn(ADDED, name))
+      await checkAdded(join(path, name), ADDED[name as keyof typeof ADDED])
     else if (!entry.isFile())
       throw broken(entry.name, 'a regular file', entry.isDirectory() ? 'a folder' : 'a link or device')
     else if (entry.name !== MANIFEST_FILE && !names.includes(entry.name))
@@ -175,21 +181,19 @@ async function checkListing(path: string, manifest: Manifest): Promise<void> {
   }
 }
 
-/** Certificates vouch for themselves; nothing else may lie beside them. */
-async function checkCertificates(path: string): Promise<void> {
+/** Certificates vouch for themselves, and tuning files decide nothing but speed; nothing else may lie beside them. */
+async function checkAdded(path: string, thing: string): Promise<void> {
   const entries = await readdir(path, { withFileTypes: true })
-  if (entries.length > MAX_CERTIFICATES) {
-    const expected = `at most ${MAX_CERTIFICATES} certificates`
-    throw fail('PACKAGE_INVALID', { path, thing: 'the folder', expected, got: entries.length })
-  }
-  for (const entry of entries)
-    if (!entry.isFile() || !entry.name.endsWith('.json'))
-      throw fail('PACKAGE_INVALID', {
-        path,
-        thing: entry.name,
-        expected: 'a certificate, *.json',
-        got: 'something else',
-      })
+  if (entries.length > MAX_ADDED)
+    throw fail('PACKAGE_INVALID', {
+      path,
+      thing: 'the folder',
+      expected: `at most ${MAX_ADDED} ${thing}s`,
+      got: entries.length,
+    })
+  const other = entries.find((entry) => !entry.isFile() || !entry.name.endsWith('.json'))
+  if (!other) return
+  throw fail('PACKAGE_INVALID', { path, thing: other.name, expected: `a ${thing}, *.json`, got: 'something else' })
 }
 
 const mismatch = (path: string, expected: string, got: string) => fail('HASH_MISMATCH', { path, expected, got })
