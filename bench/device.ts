@@ -11,6 +11,7 @@ import { Command } from 'commander'
 import { addon, packageRoot } from '../abi/native.ts'
 import { BLOCK_TOKENS } from '../abi/state.ts'
 import { compile, open } from '../index.ts'
+import { checkChoices, chooseAtRandom } from '../parity/choices.ts'
 import { type GoldenCase, runGolden } from '../parity/golden.ts'
 import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
 import { runTasks } from '../parity/tasks.ts'
@@ -42,7 +43,7 @@ interface Options {
   readonly compiled: readonly number[]
 }
 
-const checks = ['goldens', 'tasks', 'invariance', 'faults']
+const checks = ['goldens', 'tasks', 'invariance', 'choices', 'faults']
 const say = (line: string) => process.stderr.write(`${line}\n`)
 const list = (text: string) => text.split(',').filter(Boolean)
 const numbers = (text: string) => list(text).map(Number)
@@ -57,19 +58,21 @@ const folderOf = (...parts: string[]) => {
 const reasonOf = (error: unknown) =>
   `${(error as { code?: string }).code ?? ''} ${(error as Error).message.split('\n')[0]}`
 
-async function checkGoldens(folder: string, { backend, formats, deterministic }: Options) {
+const goldenFolders = () => {
   const goldens = folderOf('parity', 'goldens')
-  const names = readdirSync(goldens).filter((name) => existsSync(join(goldens, name, 'golden.safetensors')))
+  return readdirSync(goldens)
+    .map((name) => ({ name, checkpoint: join(goldens, name), golden: join(goldens, name, 'golden.safetensors') }))
+    .filter(({ golden }) => existsSync(golden))
+}
+
+async function checkGoldens(folder: string, { backend, formats, deterministic }: Options) {
   const rows: { name: string; quantize: string; pass: boolean; cases?: readonly GoldenCase[]; reason?: string }[] = []
-  for (const name of names)
+  for (const { name, checkpoint, golden } of goldenFolders())
     for (const quantize of formats) {
       try {
-        const { path } = await compile(join(goldens, name), {
-          out: join(folder, `${name}-${quantize}.ingot`),
-          quantize,
-        })
+        const { path } = await compile(checkpoint, { out: join(folder, `${name}-${quantize}.ingot`), quantize })
         await using model = await open(path, { backend, deterministic: deterministic[0] })
-        const { pass, cases } = await runGolden(model, join(goldens, name, 'golden.safetensors'))
+        const { pass, cases } = await runGolden(model, golden)
         rows.push({ name, quantize, pass, cases })
         say(`${pass ? 'pass' : 'FAIL'} ${name} ${quantize}${pass ? '' : `: ${cases.flatMap((c) => c.failures)[0]}`}`)
       } catch (error) {
@@ -114,6 +117,41 @@ async function checkEveryWay(folder: string, { backend, formats }: Options) {
         `${pass ? 'pass' : 'FAIL'} invariance ${quantize}, ${name}: ${differing.length} requests differ, ${launchesPerStep} launches`,
       )
     }
+  }
+  return rows
+}
+
+/** Heads of 128, for which attention has two kernels, in a model that is small otherwise. */
+const wideHeads = {
+  ...shape('Qwen3-0.6B'),
+  ...{ hidden_size: 512, intermediate_size: 1024, num_hidden_layers: 2, vocab_size: 4096 },
+  ...{ num_attention_heads: 8, num_key_value_heads: 2 },
+}
+
+/** Random choices of kernels, where a backend has several: no bit changes in the deterministic mode, parity holds in the other. */
+async function checkEveryChoice(folder: string, { backend, formats }: Options) {
+  const rows: { quantize: string; name: string; pass: boolean }[] = []
+  const tell = (quantize: string, name: string, pass: boolean) => {
+    rows.push({ quantize, name, pass })
+    say(`${pass ? 'pass' : 'FAIL'} choices ${quantize}, ${name}`)
+  }
+  const compiled = async (checkpoint: string, quantize: Options['formats'][number]) =>
+    (await compile(checkpoint, { out: join(folder, `choices-${rows.length}.ingot`), quantize })).path
+  const checkBits = async (checkpoint: string, quantize: Options['formats'][number]) => {
+    const requests = mixedRequests(48, 4096, 100)
+    const path = await compiled(checkpoint, quantize)
+    for (const { name, differing, happened } of await checkChoices(path, backend, requests, [1, 2, 3, 4]))
+      tell(quantize, `${name}: ${differing.length} requests differ`, differing.length === 0 && happened)
+  }
+  for (const quantize of formats) await checkBits(folderOf('checkpoints', 'storyteller-1m'), quantize)
+  await writeCheckpoint(wideHeads, join(folder, 'wide'))
+  await checkBits(join(folder, 'wide'), 'none')
+  for (const [seed, { name, checkpoint, golden }] of goldenFolders().entries()) {
+    const path = await compiled(checkpoint, 'none')
+    const others = await chooseAtRandom(path, backend, {}, { deterministic: false, seed: seed + 1 })
+    await using model = await open(path, { backend })
+    const { pass } = await runGolden(model, golden)
+    tell('none', `${name}, ${others} choices that are not the rules'`, pass)
   }
   return rows
 }
@@ -280,12 +318,15 @@ const report = {
   goldens: wanted('goldens') ? await checkGoldens(folder, options) : [],
   tasks: wanted('tasks') ? await checkTasks(folder, options) : [],
   invariance: wanted('invariance') ? await checkEveryWay(folder, options) : [],
+  choices: wanted('choices') ? await checkEveryChoice(folder, options) : [],
   faults: wanted('faults') ? await checkFaults(folder, options) : [],
   bench: await measure(options),
   peers: await measurePeers(options),
 }
 await rm(folder, { recursive: true, force: true })
 process.stdout.write(`${JSON.stringify(report)}\n`)
-const failed = [...report.goldens, ...report.tasks, ...report.invariance, ...report.faults].some(({ pass }) => !pass)
+const failed = [...report.goldens, ...report.tasks, ...report.invariance, ...report.choices, ...report.faults].some(
+  ({ pass }) => !pass,
+)
 const diverged = report.peers.some(({ logits, reason }) => reason || logits.some(({ pass }) => pass === false))
 process.exitCode = failed || diverged || report.bench.some(({ reason }) => reason !== undefined) ? 1 : 0

@@ -22,7 +22,7 @@ export interface Variation {
   /** Runs before, and not compared: what fills the prefix cache. */
   readonly warm?: true
   /** What must have happened for the run to mean anything. */
-  readonly happened?: (stats: ReturnType<Model['stats']>) => boolean
+  readonly happened?: (stats: ReturnType<Model['stats']>, model: Model) => boolean
 }
 
 export interface VariationReport {
@@ -113,7 +113,7 @@ export async function checkInvariance(
       name: variation.name,
       requests: requests.length,
       differing: prints.flatMap((print, index) => (print === expected![index] ? [] : [index])),
-      happened: variation.happened?.(stats) ?? true,
+      happened: variation.happened?.(stats, opened) ?? true,
       launchesPerStep: stats.launchesPerStep,
     })
   }
