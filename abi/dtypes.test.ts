@@ -5,8 +5,11 @@ import {
   dtypeNames,
   dtypeOf,
   dtypes,
+  E4M3_MAX,
+  e4m3ToNumber,
   f16ToNumber,
   numberToBf16,
+  numberToE4m3,
   numberToF16,
   packInt4,
   unpackInt4,
@@ -20,10 +23,11 @@ test('ids are frozen', () => {
     4: 'i8',
     5: 'i32',
     6: 'i4',
+    7: 'e4m3',
   })
   for (const name of dtypeNames) expect(dtypeOf(dtypes[name].id)).toBe(name)
   expect(dtypeOf(0)).toBeUndefined()
-  expect(dtypeOf(7)).toBeUndefined()
+  expect(dtypeOf(8)).toBeUndefined()
 })
 
 test('int4: two quads lie in the halves of four bytes, every value survives', () => {
@@ -92,4 +96,35 @@ test('f16 subnormals', () => {
   expect(numberToF16(2 ** -25)).toBe(0)
   expect(numberToF16(2 ** -25 * 1.0001)).toBe(1)
   expect(numberToF16(1e-30)).toBe(0)
+})
+
+describe('e4m3', () => {
+  const largest = 0x7e
+
+  test('all 256 bit patterns survive a round trip, and values grow with their bits', () => {
+    for (let bits = 0; bits < 255; bits++) expect(numberToE4m3(e4m3ToNumber(bits))).toBe(bits) // NaN has no sign
+    for (let bits = 0; bits < largest; bits++) expect(e4m3ToNumber(bits)).toBeLessThan(e4m3ToNumber(bits + 1))
+    expect([0, 1, 7, 8, 0x38, largest, 0x80].map(e4m3ToNumber)).toEqual([
+      0,
+      2 ** -9,
+      7 * 2 ** -9,
+      2 ** -6,
+      1,
+      E4M3_MAX,
+      -0,
+    ])
+    expect([0x7f, 0xff].map(e4m3ToNumber)).toEqual([Number.NaN, Number.NaN])
+  })
+
+  test('ties go to even, anything else to the nearest, and beyond the largest to the largest', () => {
+    for (let bits = 0; bits < largest; bits++) {
+      const [low, high] = [e4m3ToNumber(bits), e4m3ToNumber(bits + 1)]
+      const even = bits & 1 ? bits + 1 : bits
+      expect([(low + high) / 2, (-low - high) / 2].map(numberToE4m3)).toEqual([even, even | 0x80])
+      const near = (share: number) => numberToE4m3(low + (high - low) * share)
+      expect([0.49, 0.51, 0.5 - 2 ** -18, 0.5 + 2 ** -18].map(near)).toEqual([bits, bits + 1, bits, bits + 1])
+    }
+    expect([450, 464, 465, 1e9, Infinity, -1e30].map(numberToE4m3)).toEqual([...new Array(5).fill(largest), 0xfe])
+    expect([2 ** -11, 2 ** -30, 1e-45, -1e-40].map(numberToE4m3)).toEqual([0, 0, 0, 0x80])
+  })
 })

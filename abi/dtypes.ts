@@ -7,6 +7,8 @@ export const dtypes = {
   i32: { id: 5, bits: 32, safetensors: 'I32' },
   /** Two's complement, eight in four bytes: see `packInt4`. safetensors has no such type and is told of bytes. */
   i4: { id: 6, bits: 4, safetensors: 'U8' },
+  /** Sign, 4 bits of exponent (bias 7), 3 of fraction; no infinities, largest 448 (OCP 8-bit floating point, 2023). */
+  e4m3: { id: 7, bits: 8, safetensors: 'F8_E4M3' },
 } as const
 
 export type DType = keyof typeof dtypes
@@ -79,4 +81,36 @@ export function numberToF16(value: number): number {
     return sign | (rest > 0.5 || (rest === 0.5 && floor & 1) ? floor + 1 : floor)
   }
   return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13)
+}
+
+/** Largest e4m3. */
+export const E4M3_MAX = 448
+
+/** e4m3 bits to number, subnormals and NaN included. */
+export function e4m3ToNumber(bits: number): number {
+  const sign = bits & 0x80 ? -1 : 1
+  const exponent = (bits >>> 3) & 15
+  const fraction = bits & 7
+  if ((bits & 0x7f) === 0x7f) return Number.NaN
+  return sign * (exponent === 0 ? fraction * 2 ** -9 : (8 + fraction) * 2 ** (exponent - 10))
+}
+
+/** Bits of a float32 to e4m3 bits, round to nearest even; beyond the largest, infinities included, the largest. */
+export function float32BitsToE4m3(bits: number): number {
+  const sign = (bits >>> 24) & 0x80
+  const magnitude = bits & 0x7fffffff
+  if (magnitude > 0x7f800000) return sign | 0x7f
+  if (magnitude >= 0x43e00000) return sign | 0x7e
+  if (magnitude >= 0x3c800000) return sign | (((magnitude + 0x7ffff + ((magnitude >>> 20) & 1)) >>> 20) - (120 << 3))
+  // below the smallest normal: units of 2^-9
+  const shift = 141 - (magnitude >>> 23)
+  if (shift > 24) return sign
+  const fraction = (magnitude & 0x7fffff) | 0x800000
+  return sign | ((fraction + (1 << (shift - 1)) - 1 + ((fraction >>> shift) & 1)) >>> shift)
+}
+
+/** Number to e4m3 bits, by way of its float32. */
+export function numberToE4m3(value: number): number {
+  scratch.setFloat32(0, value)
+  return float32BitsToE4m3(scratch.getUint32(0))
 }

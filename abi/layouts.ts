@@ -8,11 +8,14 @@
  */
 export const layouts = {
   row: { id: 0, rows: 1, pack: 1, align: 1 },
-  /** f32 and f16 weights; the f16 scales of q8 and q4 (cols = blocks along K) and int8 sub-scales of q4 (groups). */
+  /**
+   * f32 and f16 weights; the f16 scales of q8 and q4 (cols = blocks along K), int8 sub-scales of q4 (groups), and f32
+   * scales of fp8 (one column).
+   */
   tile16: { id: 1, rows: 16, pack: 1, align: 1 },
   /** bf16 weights: pairs along K, as VDPBF16PS and TDPBF16PS read them. */
   tile16x2: { id: 2, rows: 16, pack: 2, align: 32 },
-  /** int8 weights: quads along K, as VPDPBUSD and TDPB*SD read them. */
+  /** int8 weights: quads along K, as VPDPBUSD and TDPB*SD read them; e4m3 weights. */
   tile16x4: { id: 3, rows: 16, pack: 4, align: 32 },
   /** int4 weights: two quads along K in the halves of four bytes (packInt4 of abi/dtypes.ts). */
   tile16x8: { id: 4, rows: 16, pack: 8, align: 32 },

@@ -5,7 +5,7 @@ import { finish, interruption, log, mebibytes, print, progress, type Shared } fr
 
 interface Options extends Shared {
   readonly out?: string
-  readonly quantize: 'none' | 'q8' | 'q4'
+  readonly quantize: 'none' | 'q8' | 'q4' | 'fp8'
   readonly state: 'checkpoint' | 'q8'
 }
 
@@ -13,7 +13,7 @@ export const compileCommand = new Command('compile')
   .description('compile a checkpoint folder into a package')
   .argument('<checkpoint>', 'folder with config.json and safetensors')
   .option('-o, --out <package>', 'where to write; default: <checkpoint name>.ingot')
-  .addOption(new Option('--quantize <kind>', 'weight format').choices(['none', 'q8', 'q4']).default('none'))
+  .addOption(new Option('--quantize <kind>', 'weight format').choices(['none', 'q8', 'q4', 'fp8']).default('none'))
   .addOption(
     new Option('--state <kind>', 'format of keys and values').choices(['checkpoint', 'q8']).default('checkpoint'),
   )

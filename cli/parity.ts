@@ -27,7 +27,7 @@ interface Options extends Shared {
   readonly backend: string
   readonly deterministic?: boolean
   readonly isa?: string
-  readonly quantize: 'none' | 'q8' | 'q4'
+  readonly quantize: 'none' | 'q8' | 'q4' | 'fp8'
   readonly state: 'checkpoint' | 'q8'
   readonly backends?: readonly string[]
   readonly precisions: readonly Precision[]
@@ -192,7 +192,7 @@ export const parityCommand = new Command('parity')
   .option('--isa <name>', 'instruction set; see "ingot doctor"')
   .addOption(
     new Option('--quantize <kind>', 'weight format, when a checkpoint is given; with --golden')
-      .choices(['none', 'q8', 'q4'])
+      .choices(['none', 'q8', 'q4', 'fp8'])
       .default('none'),
   )
   .addOption(

@@ -5,6 +5,7 @@ const unused = { unsupported: 'no topology uses it yet; run it on the reference 
 const float = ['f32', 'f16', 'bf16'] as const
 const embedded = [...float, 'i8'] as const
 const matrix = [...embedded, 'i4'] as const
+const without = { e4m3: 'no CPU product of fp8 yet; run it on cuda or reference, or compile with q8' } as const
 const operands = { bf16: 'bf16', i8: 'i8', i4: 'i8' } as const
 
 export const cpuTable = {
@@ -13,7 +14,7 @@ export const cpuTable = {
   pool: { symbol: 'pool', version: 1, weights: [] },
   rms_norm: { symbol: 'rms_norm', version: 1, weights: [] },
   layer_norm: unused,
-  linear: { symbol: 'linear', version: 1, weights: matrix, operands },
+  linear: { symbol: 'linear', version: 1, weights: matrix, without, operands },
   logits: { symbol: 'logits', version: 1, weights: embedded, operands },
   rope: { symbol: 'rope', version: 1, weights: [] },
   attention: { symbol: 'attention', version: 1, weights: [], states: [...float, 'i8'], limits: { head_dim: 512 } },

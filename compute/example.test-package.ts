@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type DType, dtypes, numberToBf16, numberToF16, packInt4 } from '../abi/dtypes.ts'
+import { type DType, dtypes, numberToBf16, numberToE4m3, numberToF16, packInt4 } from '../abi/dtypes.ts'
 import { elementIndex } from '../abi/layouts.ts'
 import { createStep, type StepLimits, type StepView, sampleFlags, sampleParams, stepHeader } from '../abi/step.ts'
 import { decoderPlan } from '../plans/example.test-plan.ts'
@@ -15,6 +15,7 @@ const arrays = {
   f16: (values: Float64Array) => Uint16Array.from(values, numberToF16),
   bf16: (values: Float64Array) => Uint16Array.from(values, numberToBf16),
   i8: (values: Float64Array) => Int8Array.from(values, (value) => Math.round(value * 100)),
+  e4m3: (values: Float64Array) => Uint8Array.from(values, (value) => numberToE4m3(value * 100)),
   i32: (values: Float64Array) => Int32Array.from(values),
   i4: (values: Float64Array) => {
     const packed = new Uint8Array(values.length / 2)

@@ -5,8 +5,10 @@ import { fail } from '../errors.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 import type { Kernel, KernelTable } from './table.ts'
 
-const missing = (what: string, got: DType, known: readonly DType[] = []) =>
-  known.includes(got) ? [] : [`${what} of dtype ${got}; the kernel reads ${known.join(', ') || 'none'}`]
+const missing = (what: string, got: DType, known: readonly DType[] = [], why?: string) =>
+  known.includes(got)
+    ? []
+    : [`${what} of dtype ${got}; the kernel reads ${known.join(', ') || 'none'}${why ? `: ${why}` : ''}`]
 
 function* weightsOf({ op, weights }: Instruction) {
   for (const [i, [name, { form }]] of Object.entries(opDef(op).weights).entries()) {
@@ -27,8 +29,10 @@ function kernelGaps(plan: ExecutionPlan, instruction: Instruction, kernel: Kerne
   const gaps = version > kernel.version ? [`version ${version}; the kernel implements ${kernel.version}`] : []
   if (kernel.perSlot && !options.allowPerSlot)
     gaps.push(`launched once a slot: ${kernel.perSlot}; open with allowPerSlot to accept it`)
-  for (const { name, tensor } of weightsOf(instruction))
-    gaps.push(...missing(`weight ${name}`, plan.tensors[tensor]!.dtype, kernel.weights))
+  for (const { name, tensor } of weightsOf(instruction)) {
+    const { dtype } = plan.tensors[tensor]!
+    gaps.push(...missing(`weight ${name}`, dtype, kernel.weights, kernel.without?.[dtype]))
+  }
   for (const use of states) if (use) gaps.push(...missing('state', plan.states[use.state]!.dtype, kernel.states))
   for (const [name, limit] of Object.entries(kernel.limits ?? {}))
     if ((params[name] ?? 0) > limit) gaps.push(`${name} ${params[name]}; the kernel takes at most ${limit}`)
@@ -51,13 +55,17 @@ export function linkGaps(plan: ExecutionPlan, table: KernelTable, options: LinkO
   )
 }
 
-/** Throws PlanError LINK_GAPS, naming every gap, unless `table` can run `plan`; `path` is for the message. */
+/**
+ * Throws PlanError LINK_GAPS, naming every gap, unless `table` can run `plan` and the device leaves none; `path` is for the
+ * message.
+ */
 export function link(
   backend: string,
   table: KernelTable,
   { path, plan }: { readonly path: string; readonly plan: ExecutionPlan },
   options: LinkOptions = {},
+  ofDevice: readonly string[] = [],
 ): void {
-  const gaps = linkGaps(plan, table, options)
+  const gaps = [...linkGaps(plan, table, options), ...ofDevice]
   if (gaps.length) throw fail('LINK_GAPS', { backend, path, gaps: gaps.join('; ') })
 }

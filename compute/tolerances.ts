@@ -4,7 +4,7 @@
  */
 import type { ExecutionPlan } from '../plans/plan.ts'
 
-export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8' | 'q4'
+export type WeightsClass = 'f32' | 'f16' | 'bf16' | 'q8' | 'fp8' | 'q4'
 /** `reference` is exact; `float` is every backend that rounds as described above. */
 export type BackendClass = 'reference' | 'float'
 
@@ -40,6 +40,18 @@ const q4 = tolerance(
   'the golden file is of the weights before q4: 8 % of a weight rms; over 8 layers of 4 products 0.08 * sqrt(32) = 45 %, twice that where attention is sharp. That judges the format; a kernel is judged by `sameWeights`',
 )
 
+/** rms of rounding to e4m3, relative to the value: a step of 1/8 of the power of two below it, over sqrt(12), over sqrt(7/3). */
+const E4M3_RMS = 0.0236
+const fp8 = (rms: number, what: string) =>
+  tolerance(
+    rms,
+    2e-2,
+    `the golden file is of the weights before fp8: rounding to e4m3 is 2.4 % rms, ${what}; twice that where attention is sharp, with margin 1.3`,
+  )
+
+/** Two backends on the same fp8 package: e4m3 activations in each of 4 products over 8 layers, twice where attention is sharp. */
+export const sameFp8Weights = 2 * E4M3_RMS * Math.sqrt(32)
+
 /**
  * Two backends on the same q4 package, rms of the logit errors: int8 activations in each of 4 products over 8 layers,
  * 0.0066 * sqrt(32) = 3.7 %, twice that where attention is sharp.
@@ -47,7 +59,14 @@ const q4 = tolerance(
 export const sameWeights = 0.074
 
 export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<WeightsClass, Tolerance>>>> = {
-  reference: { f32: exact, f16: exact, bf16: exact, q8: quantised, q4 },
+  reference: {
+    f32: exact,
+    f16: exact,
+    bf16: exact,
+    q8: quantised,
+    q4,
+    fp8: fp8(0.35, 'of weights: over 8 layers of 4 products 0.024 * sqrt(32) = 13 %'),
+  },
   float: {
     f32: tolerance(
       5e-5,
@@ -66,6 +85,7 @@ export const goldenTolerances: Readonly<Record<BackendClass, Readonly<Record<Wei
     ),
     q8: quantised,
     q4,
+    fp8: fp8(0.49, 'of weights and, where many rows are multiplied, of activations: 0.033 * sqrt(32) = 19 %'),
   },
 }
 
@@ -82,13 +102,17 @@ export const backendClass = (backend: string): BackendClass => (backend === 'ref
 export function weightsClass(plan: Pick<ExecutionPlan, 'tensors'>): WeightsClass {
   const dtypes = new Set(plan.tensors.filter(({ layout }) => layout !== 'row').map(({ dtype }) => dtype))
   if (dtypes.has('i4')) return 'q4'
+  if (dtypes.has('e4m3')) return 'fp8'
   if (dtypes.has('i8')) return 'q8'
   // One f16 matrix among f32 ones may be the embedding, whose dtype keys and values have.
   return dtypes.has('bf16') ? 'bf16' : dtypes.has('f16') ? 'f16' : 'f32'
 }
 
 /** The coarsest last. */
-const classes: readonly WeightsClass[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
+const classes: readonly WeightsClass[] = ['f32', 'f16', 'bf16', 'q8', 'fp8', 'q4']
+
+/** Of two backends on one package, where that is tighter than what the golden file allows. */
+const same: Readonly<Partial<Record<WeightsClass, number>>> = { q8: sameWeights, q4: sameWeights, fp8: sameFp8Weights }
 
 /**
  * Largest difference of two logits of a row, over the standard deviation of the row, between what two backends compute from
@@ -96,7 +120,6 @@ const classes: readonly WeightsClass[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
  */
 export function pairTolerance(a: ExecutionPlan, b: ExecutionPlan): number {
   const [coarsest] = [a, b].map(weightsClass).sort((x, y) => classes.indexOf(y) - classes.indexOf(x))
-  const quantised = coarsest === 'q8' || coarsest === 'q4'
-  const rms = a === b && quantised ? sameWeights : goldenTolerances.float[coarsest!].rms
+  const rms = (a === b ? same[coarsest!] : undefined) ?? goldenTolerances.float[coarsest!].rms
   return Math.SQRT2 * tolerance(rms, 0, '').logits
 }

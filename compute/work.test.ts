@@ -58,8 +58,10 @@ describe('work', () => {
   })
 
   it('counts a matrix by the arithmetic of its stored type', () => {
-    const types = (['f32', 'bf16', 'i8', 'i4'] as const).map((dtype) => of(decoderPlan(dtype), 'linear').arithmetic)
-    expect(types).toEqual(['f32', 'bf16', 'i8', 'i8'])
+    const types = (['f32', 'bf16', 'i8', 'i4', 'e4m3'] as const).map(
+      (dtype) => of(decoderPlan(dtype), 'linear').arithmetic,
+    )
+    expect(types).toEqual(['f32', 'bf16', 'i8', 'i8', 'bf16'])
   })
 
   it('of a decoding step reads every tensor but the rows of the embedding once', () => {

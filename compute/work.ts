@@ -120,12 +120,12 @@ const models: { readonly [K in OpName]: Model } = {
   sample: { multiplyAdds: ({ count, params }) => count * params.vocab! },
 }
 
-/** Peaks of what is stored so: int4 is multiplied as int8; f16 has no product of its own. */
+/** Peaks of what is stored so: int4 is multiplied as int8, e4m3 as bf16; f16 has no product of its own. */
 function arithmeticOf({ plan, instruction, weight }: Use): Arithmetic {
   const matrix = weight('weight') ?? weight('gate')
   const state = instruction.states.find((use) => use !== undefined)
   const dtype = matrix?.dtype ?? (state && plan.states[state.state]!.dtype)
-  return dtype === 'i8' || dtype === 'i4' ? 'i8' : dtype === 'bf16' ? 'bf16' : 'f32'
+  return dtype === 'i8' || dtype === 'i4' ? 'i8' : dtype === 'bf16' || dtype === 'e4m3' ? 'bf16' : 'f32'
 }
 
 function useOf(plan: ExecutionPlan, instruction: Instruction, step: StepShape): Use {

@@ -30,8 +30,8 @@ export type Part =
   | { readonly tensor: string; readonly dtype: DType; readonly elements: number }
   | { readonly values: Float32Array; readonly dtype: 'f32'; readonly elements: number }
 
-/** How the stored bytes follow from the parts: as they are, as the integers of q8 or q4, or as what scales those. */
-export type Encoding = 'plain' | 'q8' | 'q4' | 'scales' | 'sub_scales'
+/** How the stored bytes follow from the parts: as they are, as the numbers of q8, q4 or fp8, or as what scales those. */
+export type Encoding = 'plain' | 'q8' | 'q4' | 'fp8' | 'scales' | 'sub_scales' | 'row_scales'
 
 /**
  * A weight of logical (rows, cols): its parts one after the other, row-major. Of two branches, the first half of what

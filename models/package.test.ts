@@ -54,7 +54,7 @@ const resealed = (edit: (manifest: Record<string, unknown> & Manifest) => void, 
 }
 
 describe('a package', () => {
-  test.each(['none', 'q8', 'q4'] as const)('%s: reads back as what was compiled', async (quantize) => {
+  test.each(['none', 'q8', 'q4', 'fp8'] as const)('%s: reads back as what was compiled', async (quantize) => {
     const result = await compile(storyteller, { out: out(), quantize })
     const pkg = await readPackage(result.path, full)
     expect(pkg.plan).toEqual(result.plan)

@@ -12,6 +12,7 @@ import { fail, shownValue, wrongField } from '../errors.ts'
 import { digestOf, sha256 } from '../plans/hash.ts'
 import type { ExecutionPlan, Tensor } from '../plans/plan.ts'
 import { readPlan } from '../plans/read.ts'
+import { quantizations } from './compile/quantize.ts'
 import { flag, integer, samplingFields, text, tokenId } from './config.ts'
 import { hashBytes, hashOpenFile, isObject, parseJson, readBytes, readWhole, withFile } from './files.ts'
 import { hasReceipt, identityOf, keepReceipt } from './receipt.ts'
@@ -58,7 +59,7 @@ const contents = z.strictObject(
     /** Model family and architecture, for people. */
     model: text,
     architecture: text,
-    quantize: z.enum(['none', 'q8', 'q4'], 'none, q8 or q4'),
+    quantize: z.enum(quantizations, quantizations.join(', ')),
     planHash: sha256Text,
     /** Longest sequence, in tokens. */
     contextTokens: integer(1, 2 ** 31 - 1),

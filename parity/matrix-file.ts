@@ -99,7 +99,7 @@ const schema = z.strictObject({
       z.strictObject({
         name: text,
         precision: text,
-        weights: z.enum(['f32', 'f16', 'bf16', 'q8', 'q4']),
+        weights: z.enum(['f32', 'f16', 'bf16', 'q8', 'q4', 'fp8']),
         state: text,
         layers: count,
         vocab: count,

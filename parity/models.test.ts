@@ -41,7 +41,7 @@ beforeAll(async () => {
 })
 afterAll(() => rm(folder, { recursive: true }))
 
-type Quantize = 'none' | 'q8' | 'q4'
+type Quantize = 'none' | 'q8' | 'q4' | 'fp8'
 const packages = new Map<string, Promise<string>>()
 /** Compiles a checkpoint once. */
 function compiled(checkpoint: string, quantize: Quantize = 'none'): Promise<string> {
@@ -62,6 +62,7 @@ async function check(checkpoint: string, backend: string, quantize: Quantize = '
 describe('the reference is what other implementations compute', () => {
   it.each([...goldens, ...variants])('%s', (name) => check(goldenOf(name), 'reference'))
   it('storyteller-1m', () => check(storyteller('1m'), 'reference'))
+  it.each(goldens)('%s, as far as fp8 keeps it', (name) => check(goldenOf(name), 'reference', 'fp8'))
 })
 
 /** q4 errs more than a broken kernel might, so the golden file is not enough: the reference reads the same weights. */

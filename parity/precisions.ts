@@ -5,6 +5,7 @@ import { dtypes, numberToBf16, numberToF16 } from '../abi/dtypes.ts'
 import { decodeElements } from '../compute/reference/weights.ts'
 import { compile } from '../index.ts'
 import { openCheckpoint } from '../models/checkpoint.ts'
+import type { Quantization } from '../models/compile/quantize.ts'
 import { COPIED_FILES, type Package, readPackage } from '../models/package.ts'
 import { writeTensors } from './write-tensors.ts'
 
@@ -12,7 +13,7 @@ type Float = 'f32' | 'f16' | 'bf16'
 
 interface Build {
   readonly dtype: Float
-  readonly quantize: 'none' | 'q8' | 'q4'
+  readonly quantize: Quantization
   readonly state: 'checkpoint' | 'q8'
 }
 
@@ -22,6 +23,7 @@ export const precisions = {
   f32: { dtype: 'f32', quantize: 'none', state: 'checkpoint' },
   q8: { dtype: 'bf16', quantize: 'q8', state: 'checkpoint' },
   q4: { dtype: 'bf16', quantize: 'q4', state: 'checkpoint' },
+  fp8: { dtype: 'bf16', quantize: 'fp8', state: 'checkpoint' },
   /** bf16 weights over int8 keys and values. */
   'q8-state': { dtype: 'bf16', quantize: 'none', state: 'q8' },
 } as const satisfies Readonly<Record<string, Build>>

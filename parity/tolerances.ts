@@ -2,14 +2,15 @@
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
  * so it differs from a golden file only by what the golden file's author rounded; others compute in float32 and round
  * further where they say so. A backend's table says to what its products round their inputs, by dtype of the weights
- * (`operands`): on the CPU bf16 for bf16 and int8 per block of 256 for q8 and q4, on CUDA f16 for f16 and bf16 for the rest.
+ * (`operands`): on the CPU bf16 for bf16 and int8 per block of 256 for q8 and q4, on CUDA f16 for f16, e4m3 for fp8 (at most) and bf16
+ * for the rest.
  * Bounds of products follow from that alone, whatever the dtype. Keys and values are kept in the checkpoint's dtype or, on
  * request, as int8 by head and position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well;
  * on CUDA over f16 ones to f16.
  */
 import { type OpName, opDef } from '../abi/ops/index.ts'
 import type { Kernel, KernelTable, OperandDType } from '../compute/table.ts'
-import { goldenTolerances, sameWeights, weightsClass } from '../compute/tolerances.ts'
+import { goldenTolerances, sameFp8Weights, sameWeights, weightsClass } from '../compute/tolerances.ts'
 import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
 export * from '../compute/tolerances.ts'
@@ -21,6 +22,7 @@ export const roundoff = {
   bf16: 2 ** -9,
   /** int8 with the block's largest magnitude at 127: half a step, relative to that magnitude. */
   i8: 1 / 254,
+  e4m3: 2 ** -4,
 } as const
 
 export interface OpTolerance {
@@ -209,7 +211,7 @@ function keptRoundoff(
 }
 
 /** Relative to the rms of a row. */
-const ofOperand = { f16: roundoff.f16, bf16: roundoff.bf16, i8: BLOCK_PEAK * roundoff.i8 } as const
+const ofOperand = { ...roundoff, i8: BLOCK_PEAK * roundoff.i8 } as const
 const ofState = { f32: roundoff.f32, f16: roundoff.f16, bf16: roundoff.bf16, i8: roundoff.i8 } as const
 
 /**
@@ -240,6 +242,7 @@ export const matrixTolerances = {
   bf16: { rms: goldenTolerances.float.bf16.rms, reason: goldenTolerances.float.bf16.reason },
   q8: { rms: sameWeights, reason: 'the same weights: int8 activations alone, as for q4 (`sameWeights`)' },
   q4: { rms: sameWeights, reason: 'the same weights: int8 activations in 4 products a layer (`sameWeights`)' },
+  fp8: { rms: sameFp8Weights, reason: 'the same weights: e4m3 activations in 4 products a layer (`sameFp8Weights`)' },
   /** Added to the above, as a square, where keys and values are int8. */
   q8State: {
     rms: 0.053,

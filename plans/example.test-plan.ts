@@ -30,6 +30,7 @@ const tiles: Partial<Record<DType, Layout>> = {
   bf16: 'tile16x2',
   i8: 'tile16x4',
   i4: 'tile16x8',
+  e4m3: 'tile16x4',
 }
 
 export class Sketch {
@@ -153,9 +154,10 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
   const matrix = (name: string, slot = 'weight', dtype = main) => ({
     [slot]: [name, dtype] as const,
     ...((dtype === 'i8' || dtype === 'i4') && { scales: [`${name}.scales`, 'f16'] as const }),
+    ...(dtype === 'e4m3' && { scales: [`${name}.scales`, 'f32'] as const }),
     ...(dtype === 'i4' && { sub_scales: [`${name}.sub_scales`, 'i8'] as const }),
   })
-  const wide = main === 'i4' ? 'i8' : main
+  const wide = main === 'i4' ? 'i8' : main === 'e4m3' ? 'bf16' : main
   const norm = (x: number, label: string) =>
     s.emit('rms_norm', label, {
       inputs: { x },

@@ -10,6 +10,7 @@ describe('whatever the bytes', () => {
     writePlan(decoderPlan('bf16', 1)),
     writePlan(decoderPlan('i8', 1)),
     writePlan(decoderPlan('i4', 1)),
+    writePlan(decoderPlan('e4m3', 1)),
     writePlan(menageriePlan()),
   ]
   const edit = fc.record({ at: fc.nat(), byte: fc.nat(255), wide: fc.boolean() })

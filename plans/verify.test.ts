@@ -15,7 +15,7 @@ const find = (plan: MutablePlan, label: string) => plan.instructions.find((each)
 const indexOf = (plan: MutablePlan, tensor: string) => plan.tensors.findIndex(({ name }) => name === tensor)
 
 /** A plan changed before it is written. */
-const decoder = (spoil: (plan: MutablePlan) => void, main?: 'i8' | 'i4') => () => {
+const decoder = (spoil: (plan: MutablePlan) => void, main?: 'i8' | 'i4' | 'e4m3') => () => {
   const plan = decoderPlan(main)
   spoil(plan)
   return writePlan(plan)
@@ -368,6 +368,35 @@ const broken: [rule: string, what: string, bytes: () => Uint8Array][] = [
       Object.assign(scales, { dtype: 'f32', bytes: scales.bytes * 2 })
     }, 'i8'),
   ],
+  [
+    'weight-scales',
+    'e4m3 without scales',
+    decoder((plan) => {
+      find(plan, 'layers.1.down').weights[1] = undefined
+    }, 'e4m3'),
+  ],
+  [
+    'weight-scales',
+    'f16 scales of e4m3',
+    decoder((plan) => {
+      const scales = plan.tensors[indexOf(plan, 'layers.0.o.scales')]!
+      Object.assign(scales, { dtype: 'f16', bytes: scales.bytes / 2 })
+    }, 'e4m3'),
+  ],
+  [
+    'weight-form',
+    'more than one scale for a row of e4m3',
+    decoder((plan) => {
+      const scales = plan.tensors[indexOf(plan, 'layers.0.o.scales')]!
+      Object.assign(scales, { cols: 2, bytes: scales.bytes * 2 })
+    }, 'e4m3'),
+  ],
+  [
+    'tensor-type',
+    'e4m3 in the layout of sub-scales',
+    decoder((plan) => void (plan.tensors[indexOf(plan, 'layers.0.o')]!.layout = 'tile16'), 'e4m3'),
+  ],
+  ['state-type', 'an e4m3 state', decoder((plan) => void (plan.states[0]!.dtype = 'e4m3'))],
   [
     'state-access',
     'a state that is only read',

@@ -13,6 +13,7 @@ const plans = {
   'decoder.bin': () => decoderPlan(),
   'decoder-q8.bin': () => decoderPlan('i8', 1),
   'decoder-q4.bin': () => decoderPlan('i4', 1),
+  'decoder-fp8.bin': () => decoderPlan('e4m3', 1),
   'menagerie.bin': () => menageriePlan(),
 }
 

@@ -4,7 +4,7 @@ import { blocks, defaulted, f32, groups, op, since, u32 } from './define.ts'
  * out = residual + activation(x . weight^T + bias). weight is (n, k). With `scales` (f16) it holds int8 (q8), or int4
  * that `sub_scales` (int8 in [-15, 15]) multiply to int8 again (q4): a weight is integer * scale of its 256 along k, or
  * integer * sub-scale of its 32 * scale of its 256. One scale over many whole numbers is what lets matrix units sum
- * products of 8 bits over K exactly, in any order.
+ * products of 8 bits over K exactly, in any order. An e4m3 weight (fp8) has one scale a row, float32: (n, 1).
  *
  * With `norm`, x is first what rms_norm makes of it: x / sqrt(mean(x^2) + norm_eps) * (norm_offset + norm).
  *

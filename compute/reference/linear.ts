@@ -6,7 +6,10 @@ import { activate, softcapped } from './pointwise.ts'
 
 const products = new WeakMap<Weight, Weight>()
 
-/** weight * scale of its 256 along the columns (* sub-scale of its 32), computed once a weight; itself without scales. */
+/**
+ * weight * scale of its 256 along the columns, or of its row (* sub-scale of its 32), computed once a weight; itself
+ * without scales.
+ */
 export function dequantized(weight: Weight, scales: Weight | undefined, subScales?: Weight): Weight {
   if (!scales) return weight
   const known = products.get(weight)
@@ -14,7 +17,8 @@ export function dequantized(weight: Weight, scales: Weight | undefined, subScale
   const data = new Float64Array(weight.data.length)
   for (let r = 0; r < weight.rows; r++)
     for (let c = 0; c < weight.cols; c++) {
-      const scale = scales.data[r * scales.cols + Math.floor(c / QUANT_BLOCK)]!
+      const block = scales.cols === 1 ? 0 : Math.floor(c / QUANT_BLOCK)
+      const scale = scales.data[r * scales.cols + block]!
       const subScale = subScales ? subScales.data[r * subScales.cols + Math.floor(c / QUANT_GROUP)]! : 1
       data[r * weight.cols + c] = weight.data[r * weight.cols + c]! * subScale * scale
     }

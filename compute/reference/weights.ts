@@ -1,6 +1,6 @@
 /** Reads stored weights and unpacks them, whatever their dtype and layout (abi/layouts.ts), to float64 row-major. */
 import { type FileHandle, open } from 'node:fs/promises'
-import { bf16ToNumber, type DType, f16ToNumber, unpackInt4 } from '../../abi/dtypes.ts'
+import { bf16ToNumber, type DType, e4m3ToNumber, f16ToNumber, unpackInt4 } from '../../abi/dtypes.ts'
 import { layouts, paddedShape } from '../../abi/layouts.ts'
 import { fail } from '../../errors.ts'
 import type { Tensor } from '../../plans/plan.ts'
@@ -11,7 +11,7 @@ import type { Weight } from './kernel.ts'
 const MOST_PER_READ = 2 ** 30
 
 /** Not `Float64Array.from`, which lists its source first: V8 ends the process where such a list exceeds 2^27 elements. */
-function widen(bits: Uint16Array, toNumber: (bits: number) => number): Float64Array {
+function widen(bits: Uint16Array | Uint8Array, toNumber: (bits: number) => number): Float64Array {
   const values = new Float64Array(bits.length)
   for (let i = 0; i < bits.length; i++) values[i] = toNumber(bits[i]!)
   return values
@@ -31,6 +31,8 @@ export function decodeElements(dtype: DType, bytes: Uint8Array): Float64Array {
       return new Float64Array(new Int8Array(buffer))
     case 'i4':
       return new Float64Array(unpackInt4(bytes))
+    case 'e4m3':
+      return widen(new Uint8Array(buffer), e4m3ToNumber)
     case 'i32':
       return new Float64Array(new Int32Array(buffer))
   }

@@ -178,6 +178,18 @@ describe('storage', () => {
     expect(plan.states[0]).toMatchObject({ dtype: 'bf16' })
   })
 
+  test('fp8 takes products, with one float32 scale a row, and leaves embedding and head as they are', async () => {
+    const { plan } = await compile(golden('llama_untied_bias'), { quantize: 'fp8' })
+    verifyPlan(writePlan(plan), 'fp8')
+    for (const { op, weights } of plan.instructions) {
+      const [matrix, scales] = weights.map((index) => plan.tensors[index ?? -1])
+      if (op === 'embed' || op === 'logits') expect([matrix!.dtype, scales]).toEqual(['bf16', undefined])
+      if (op !== 'linear') continue
+      expect(matrix).toMatchObject({ dtype: 'e4m3', layout: 'tile16x4' })
+      expect(scales).toMatchObject({ dtype: 'f32', layout: 'tile16', rows: matrix!.rows, cols: 1 })
+    }
+  })
+
   test('a tied head is the embedding', async () => {
     const { plan } = await compile(golden('llama'))
     const weightsOf = (op: string) => plan.instructions.find((each) => each.op === op)!.weights[0]

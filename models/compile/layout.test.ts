@@ -1,9 +1,18 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { bf16ToNumber, type DType, f16ToNumber, numberToBf16, numberToF16 } from '../../abi/dtypes.ts'
+import {
+  bf16ToNumber,
+  type DType,
+  E4M3_MAX,
+  e4m3ToNumber,
+  f16ToNumber,
+  numberToBf16,
+  numberToF16,
+} from '../../abi/dtypes.ts'
 import { elementIndex, paddedShape } from '../../abi/layouts.ts'
 import { tensor, values } from '../example.test-checkpoint.ts'
 import type { Weight } from '../graph.ts'
+import { quantizeRowE4m3 } from './e4m3.ts'
 import { limits, quantizedRow, quantizeRow } from './integers.ts'
 import { packWeights, toFloat32 } from './layout.ts'
 import { type StoredWeight, TensorTable } from './lower.ts'
@@ -48,6 +57,7 @@ const element = {
   bf16: (data: Buffer, i: number) => bf16ToNumber(data.readUInt16LE(i * 2)),
   i8: (data: Buffer, i: number) => data.readInt8(i),
   i32: (data: Buffer, i: number) => data.readInt32LE(i * 4),
+  e4m3: (data: Buffer, i: number) => e4m3ToNumber(data[i]!),
   i4: (data: Buffer, i: number) => ((data[(i >> 3) * 4 + (i & 3)]! << (i & 4 ? 24 : 28)) | 0) >> 28,
 }
 
@@ -99,7 +109,7 @@ describe('packing', () => {
     }
   })
 
-  test.each(['q8', 'q4'] as const)('%s of two branches is that of the rows in their order', async (format) => {
+  test.each(['q8', 'q4', 'fp8'] as const)('%s of two branches is that of the rows in their order', async (format) => {
     const { weight, exact, read } = weightOf('f32', [32, 32], 40, format)
     const order = [0, 32, 16, 48].flatMap((start) => exact.slice(start * 40, (start + 16) * 40))
     const ordered = tensor('F32', [64, 40], Float32Array.from(order)).bytes
@@ -268,5 +278,77 @@ describe.each(['q8', 'q4'] as const)('%s', (format) => {
       return bytes
     }
     await expect(stored(weight, 'tiled', poisoned)).rejects.toMatchObject({ code: 'QUANTIZE_UNSUPPORTED' })
+  })
+})
+
+describe('fp8', () => {
+  test('values and scales lie where elementIndex says, and miss by at most half a step', async () => {
+    await fc.assert(
+      fc.asyncProperty(shapes, async ({ dtype, rows, cols }) => {
+        const { weight, exact, read } = weightOf(dtype, rows, cols, 'fp8')
+        const [packed, scales] = await stored(weight, 'tiled', read)
+        expect([packed!.dtype, packed!.layout, scales!.dtype, scales!.layout, scales!.cols]).toEqual([
+          'e4m3',
+          'tile16x4',
+          'f32',
+          'tile16',
+          1,
+        ])
+        expect([packed!.data.length, scales!.data.length]).toEqual([packed!.bytes, scales!.bytes])
+        for (let row = 0; row < weight.rows; row++) {
+          const scale = element.f32(scales!.data, elementIndex('tile16', 1, row, 0))
+          const values = exact.slice(row * cols, (row + 1) * cols)
+          const got = values.map((_, col) => element.e4m3(packed!.data, elementIndex('tile16x4', cols, row, col)))
+          expect(Math.max(...got.map(Math.abs))).toBe(E4M3_MAX)
+          for (const [col, value] of values.entries())
+            expect(Math.abs(got[col]! * scale - value)).toBeLessThanOrEqual(
+              Math.max(Math.abs(value) * (2 ** -4 + 2 ** -20), scale * 2 ** -10),
+            )
+        }
+      }),
+      { numRuns: 40 },
+    )
+  })
+
+  test('normal weights err by 2.4 % rms', () => {
+    const next = normals(5)
+    const row = Float32Array.from({ length: 4096 }, () => next() * 0.02)
+    const [bits, scale] = [new Uint8Array(row.length), new Float32Array(1)]
+    expect(quantizeRowE4m3(row, bits, scale)).toBe(true)
+    let [error, power] = [0, 0]
+    for (const [i, x] of row.entries()) {
+      error += (x - e4m3ToNumber(bits[i]!) * scale[0]!) ** 2
+      power += x ** 2
+    }
+    expect(Math.sqrt(error / power)).toBeGreaterThan(0.02)
+    expect(Math.sqrt(error / power)).toBeLessThan(0.027)
+  })
+
+  test('ties go to even; zeros, signs and the least float32 survive', () => {
+    const quantized = (row: number[]) => {
+      const [bits, scale] = [new Uint8Array(row.length).fill(9), new Float32Array(1)]
+      expect(quantizeRowE4m3(Float32Array.from(row), bits, scale)).toBe(true)
+      return { values: [...bits].map(e4m3ToNumber), scale: scale[0] }
+    }
+    expect(quantized([E4M3_MAX, 17, 19, -17, 0, 2 ** -10, 3 * 2 ** -10])).toEqual({
+      values: [E4M3_MAX, 16, 20, -16, 0, 0, 2 ** -8],
+      scale: 1,
+    })
+    expect(quantized([0, 0])).toEqual({ values: [0, 0], scale: 0 })
+    expect(quantized([2 ** -149, 0])).toEqual({ values: [0, 0], scale: 2 ** -126 })
+    expect(quantized([3.4028234663852886e38]).values).toEqual([E4M3_MAX])
+  })
+
+  test.each([Number.NaN, Number.NEGATIVE_INFINITY])('%s is refused', async (bad) => {
+    const { weight, read } = weightOf('f32', [1], 32, 'fp8')
+    const poisoned = (name: string) => {
+      const bytes = read(name).slice()
+      new DataView(bytes.buffer).setFloat32(8, bad, true)
+      return bytes
+    }
+    await expect(stored(weight, 'tiled', poisoned)).rejects.toMatchObject({
+      code: 'QUANTIZE_UNSUPPORTED',
+      message: expect.stringContaining('NaN or infinity'),
+    })
   })
 })

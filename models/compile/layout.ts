@@ -7,6 +7,7 @@ import { layouts, paddedShape } from '../../abi/layouts.ts'
 import { BRANCH_RUN } from '../../abi/ops/define.ts'
 import { fail } from '../../errors.ts'
 import type { Part, Weight } from '../graph.ts'
+import { quantizeRowE4m3 } from './e4m3.ts'
 import { limits, quantizedRow, quantizeRow } from './integers.ts'
 import type { StoredWeight } from './lower.ts'
 import type { Pacer } from './pacer.ts'
@@ -113,32 +114,57 @@ async function* packTiles(
   }
 }
 
-/** Integers, then what scales them, which is kept until the integers are out. */
-async function* packIntegers(
-  format: 'q8' | 'q4',
+/** Quantises rows of one weight, one at a time. */
+interface RowQuantizer {
+  /** What scales the row quantised last. */
+  readonly scalings: readonly { readonly buffer: ArrayBufferLike }[]
+  /** Writes the row to the start of `target`, which is zero; false where it cannot hold a value. */
+  readonly write: (row: Float32Array, target: Uint8Array) => boolean
+  /** What a row may not hold. */
+  readonly refused: string
+}
+
+function rowQuantizer(format: 'q8' | 'q4' | 'fp8', { weight, tensor }: StoredWeight): RowQuantizer {
+  if (format === 'fp8') {
+    const scale = new Float32Array(1)
+    const write = (row: Float32Array, target: Uint8Array) => quantizeRowE4m3(row, target, scale)
+    return { scalings: [scale], write, refused: 'NaN or infinity' }
+  }
+  const q = quantizedRow(weight.cols)
+  const padded = new Int8Array(paddedShape(tensor.layout, 1, weight.cols)[1])
+  const write = (row: Float32Array, target: Uint8Array) => {
+    if (!quantizeRow(format, row, q)) return false
+    padded.set(q.values)
+    if (format === 'q4') packInt4(padded, target)
+    else target.set(new Uint8Array(padded.buffer))
+    return true
+  }
+  const refused = `NaN, infinity or a magnitude above ${limits[format]}`
+  return { scalings: format === 'q4' ? [q.scales, q.subScales] : [q.scales], write, refused }
+}
+
+/** Quantised numbers, then what scales them, which is kept until the numbers are out. */
+async function* packQuantized(
+  format: 'q8' | 'q4' | 'fp8',
   [stored, ...scalings]: readonly StoredWeight[],
   read: ReadTensor,
   pacer: Pacer,
 ): AsyncGenerator<Uint8Array> {
-  const { weight, tensor } = stored!
+  const { weight } = stored!
   const row = new Float32Array(weight.cols)
-  const q = quantizedRow(weight.cols)
-  const padded = new Int8Array(paddedShape(tensor.layout, 1, weight.cols)[1])
+  const quantizer = rowQuantizer(format, stored!)
   const rowOf = rowReader(weight, read)
-  const kept = [q.scales, q.subScales].slice(0, scalings.length).map(({ buffer }) => ({
+  const kept = quantizer.scalings.map(({ buffer }) => ({
     bytes: new Uint8Array(buffer),
     rows: new Uint8Array(buffer.byteLength * weight.rows),
   }))
   yield* packTiles(stored!, pacer, (index, target) => {
     toFloat32(weight.dtype, rowOf(index), row)
-    if (!quantizeRow(format, row, q))
+    if (!quantizer.write(row, target))
       throw fail('QUANTIZE_UNSUPPORTED', {
         quantize: format,
-        reason: `row ${index} of ${weight.name} holds NaN, infinity or a magnitude above ${limits[format]}`,
+        reason: `row ${index} of ${weight.name} holds ${quantizer.refused}`,
       })
-    padded.set(q.values)
-    if (format === 'q4') packInt4(padded, target)
-    else target.set(new Uint8Array(padded.buffer))
     for (const { bytes, rows } of kept) rows.set(bytes, index * bytes.length)
   })
   for (const [i, scaling] of scalings.entries()) {
@@ -188,11 +214,11 @@ export async function* packWeights(
   for (const [index, stored] of weights.entries()) {
     const { weight, tensor } = stored
     const { encoding } = weight
-    if (encoding === 'scales' || encoding === 'sub_scales') continue
+    if (encoding === 'scales' || encoding === 'sub_scales' || encoding === 'row_scales') continue
     if (encoding !== 'plain') {
       const group = weights.slice(index, index + 1 + Object.keys(scalingsOf(weight)).length)
       let [at, left] = [0, tensor.bytes]
-      for await (const bytes of packIntegers(encoding, group, read, pacer)) {
+      for await (const bytes of packQuantized(encoding, group, read, pacer)) {
         if (left === 0) left = group[++at]!.tensor.bytes
         yield { index: index + at, bytes }
         left -= bytes.length

@@ -27,13 +27,15 @@ const tiled: Readonly<Record<Exclude<DType, 'i32'>, Layout>> = {
   bf16: 'tile16x2',
   i8: 'tile16x4',
   i4: 'tile16x8',
+  e4m3: 'tile16x4',
 }
 
 /** Stored dtype and layout of a weight in a slot of `form`. */
 function storage(weight: Weight, form: 'row' | 'tiled'): { dtype: DType; layout: Layout } {
   if (form === 'row') return { dtype: 'f32', layout: 'row' }
   if (weight.encoding === 'sub_scales') return { dtype: 'i8', layout: 'tile16' }
-  const dtype = { plain: weight.dtype, q8: 'i8', q4: 'i4', scales: 'f16' }[weight.encoding] as Exclude<DType, 'i32'>
+  const dtypes = { plain: weight.dtype, q8: 'i8', q4: 'i4', fp8: 'e4m3', scales: 'f16', row_scales: 'f32' } as const
+  const dtype = dtypes[weight.encoding] as Exclude<DType, 'i32'>
   return { dtype, layout: tiled[dtype] }
 }
 

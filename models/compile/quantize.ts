@@ -1,13 +1,13 @@
 /**
- * Quantisation choice: which weights are stored as int8 (q8) or int4 (q4), and the tensors that scale them. What the
- * values are is in integers.ts.
+ * Quantisation choice: which weights are stored as int8 (q8), int4 (q4) or e4m3 (fp8), and the tensors that scale them.
+ * What the values are is in integers.ts and e4m3.ts.
  */
 import { QUANT_BLOCK, QUANT_GROUP, type WeightDef } from '../../abi/ops/define.ts'
 import { opDef } from '../../abi/ops/index.ts'
 import { fail } from '../../errors.ts'
-import type { Graph, Node, Weight } from '../graph.ts'
+import type { Encoding, Graph, Node, Weight } from '../graph.ts'
 
-export const quantizations = ['none', 'q8', 'q4'] as const
+export const quantizations = ['none', 'q8', 'q4', 'fp8'] as const
 export type Quantization = (typeof quantizations)[number]
 
 /** Keys and values in the checkpoint's dtype, or as int8 with a scale for each head of each position. */
@@ -19,13 +19,9 @@ const spans: Readonly<Record<Scaling, number>> = { scales: QUANT_BLOCK, sub_scal
 
 /** What scales a quantised weight; nothing for others. */
 export function scalingsOf(weight: Weight): Readonly<Partial<Record<Scaling, Weight>>> {
-  const scaling = (encoding: Scaling): Weight =>
-    Object.freeze({
-      ...weight,
-      name: `${weight.name}.${encoding}`,
-      cols: Math.ceil(weight.cols / spans[encoding]),
-      encoding,
-    })
+  const scaling = (kind: Scaling, cols = Math.ceil(weight.cols / spans[kind]), encoding: Encoding = kind): Weight =>
+    Object.freeze({ ...weight, name: `${weight.name}.${kind}`, cols, encoding })
+  if (weight.encoding === 'fp8') return { scales: scaling('scales', 1, 'row_scales') }
   if (weight.encoding === 'q8') return { scales: scaling('scales') }
   return weight.encoding === 'q4' ? { scales: scaling('scales'), sub_scales: scaling('sub_scales') } : {}
 }
@@ -38,15 +34,17 @@ function scalingSlot(weights: Readonly<Record<string, WeightDef>>, slot: string,
 
 /**
  * Under q4, embeddings and heads stay at q8, for their opcodes have no sub-scales: no later layer averages their errors
- * out, and a row of an embedding is read once a token.
+ * out, and a row of an embedding is read once a token. Under fp8, whose steps are wider than those of q8, they stay as
+ * they are.
  */
-function quantizeNode(node: Node, quantization: 'q8' | 'q4'): Node {
+function quantizeNode(node: Node, quantization: Exclude<Quantization, 'none'>): Node {
   const definition = opDef(node.op).weights
+  if (quantization === 'fp8' && (node.op === 'embed' || node.op === 'logits')) return node
   const weights: Record<string, Weight> = { ...node.weights }
   for (const [slot, weight] of Object.entries(node.weights)) {
     // A row shorter than a group would spend more on its scale than it saves.
     if (!scalingSlot(definition, slot, 'scales') || weight.encoding !== 'plain' || weight.cols < QUANT_GROUP) continue
-    const encoding = scalingSlot(definition, slot, 'sub_scales') ? quantization : 'q8'
+    const encoding = quantization !== 'q4' || scalingSlot(definition, slot, 'sub_scales') ? quantization : 'q8'
     weights[slot] = Object.freeze({ ...weight, encoding })
     for (const [scaling, stored] of Object.entries(scalingsOf(weights[slot])))
       weights[scalingSlot(definition, slot, scaling as Scaling)!] = stored

@@ -36,7 +36,8 @@ export function inferNode(
     if (column + width > columns) throw wrong(`input ${name} ends at ${column + width} of ${columns} columns`)
   }
   for (const [name, weight] of Object.entries(node.weights)) {
-    const [rows, cols] = definition.weights[name]!.shape.map((size) => evaluate(size, params))
+    const [rows, defined] = definition.weights[name]!.shape.map((size) => evaluate(size, params))
+    const cols = weight.encoding === 'row_scales' ? 1 : defined
     if (weight.rows !== rows || weight.cols !== cols)
       throw wrong(`weight ${name} is (${weight.rows}, ${weight.cols}), expected (${rows}, ${cols})`)
   }

@@ -10,7 +10,8 @@
 //   register-type     a register's space is known, its dtype is f32 or i32
 //   register-extent   its width is not 0, its stride and offset are multiples of 64, a row fits the stride
 //   tensor-name       a tensor has a name, which no other has
-//   tensor-type       its dtype is the one of its layout: f32 for row; f32 or f16 for tile16; bf16, i8, i4 for tile16x2, x4, x8
+//   tensor-type       its dtype is one of its layout: f32 for row; f32, f16, i8 for tile16; bf16 for tile16x2; i8, e4m3
+//                     for tile16x4; i4 for tile16x8
 //   tensor-bytes      its shape is not 0 and its bytes are those of the padded shape
 //   state-type        a state's kind is known; its dtype is f32, f16 or bf16, f32 where a recurrence adds up in it, or i8
 //                     where the definition has scales
@@ -28,8 +29,8 @@
 //   operand-columns   the columns of an input lie inside its register
 //   operand-width     a width is the one that the definition computes from the parameters
 //   operand-type      the register's dtype and space are the definition's; operands in `any` space share one
-//   weight-form       a tensor has the form, tiled or row, and the shape of the definition
-//   weight-scales     int8 and int4 weights have f16 scales, int4 weights int8 sub-scales, and only they have them
+//   weight-form       a tensor has the form, tiled or row, and the shape of the definition; scales of e4m3 one column
+//   weight-scales     int8 and int4 weights have f16 scales, e4m3 f32 ones, int4 int8 sub-scales, and only they have them
 //   state-access      kind and access are the definition's
 //   state-size        bytes of a unit, scales included, are those of the definition, rounded up to the alignment
 //   definition        each register is defined once, before it is read
@@ -118,7 +119,7 @@ bool layout_holds(Layout layout, DType dtype) {
     case Layout::row: return dtype == DType::f32;
     case Layout::tile16: return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::i8;
     case Layout::tile16x2: return dtype == DType::bf16;
-    case Layout::tile16x4: return dtype == DType::i8;
+    case Layout::tile16x4: return dtype == DType::i8 || dtype == DType::e4m3;
     case Layout::tile16x8: return dtype == DType::i4;
   }
   return false;

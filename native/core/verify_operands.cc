@@ -67,19 +67,6 @@ PlanFault check_registers(const Place& place, const OpDef& op) {
   return {};
 }
 
-PlanFault check_weight(const Place& place, const WeightDef& definition, uint32_t index) {
-  const PlanTensor& tensor = place.plan.tensors[index];
-  if ((tensor.layout != Layout::row) != definition.tiled)
-    return refuse("weight-form", place.text(definition.name), "tensor %u is %s, expected %s", index,
-                  definition.tiled ? "row-major" : "tiled", definition.tiled ? "tiled" : "row-major");
-  const std::byte* params = place.instruction().params.data();
-  const uint64_t rows = evaluate(definition.rows, params), cols = evaluate(definition.cols, params);
-  if (tensor.rows != rows || tensor.cols != cols)
-    return refuse("weight-form", place.text(definition.name), "tensor %u is %u x %u, expected %llu x %llu", index,
-                  tensor.rows, tensor.cols, (unsigned long long)rows, (unsigned long long)cols);
-  return {};
-}
-
 // Which weight of an opcode holds the scales of each: "scales" those of the first, "x_scales" those of "x", and likewise
 // "sub_scales"; -1: none.
 struct ScaleSlots {
@@ -109,6 +96,31 @@ constexpr auto kScaleSlots = [] {
   return all;
 }();
 
+// Whether weight `slot` holds the scales of an e4m3 weight.
+bool scales_e4m3(const Place& place, const OpDef& op, int slot) {
+  const auto& weights = place.instruction().weights;
+  const auto& tensors = place.plan.tensors;
+  const ScaleSlots& slots = kScaleSlots[op.id - 1];
+  for (int k = 0; k < op.weight_count; k++)
+    if (slots.scales[k] == slot && weights[k] < tensors.size() && tensors[weights[k]].dtype == DType::e4m3) return true;
+  return false;
+}
+
+PlanFault check_weight(const Place& place, const OpDef& op, int slot, uint32_t index) {
+  const WeightDef& definition = op.weights[slot];
+  const PlanTensor& tensor = place.plan.tensors[index];
+  if ((tensor.layout != Layout::row) != definition.tiled)
+    return refuse("weight-form", place.text(definition.name), "tensor %u is %s, expected %s", index,
+                  definition.tiled ? "row-major" : "tiled", definition.tiled ? "tiled" : "row-major");
+  const std::byte* params = place.instruction().params.data();
+  const uint64_t rows = evaluate(definition.rows, params);
+  const uint64_t cols = scales_e4m3(place, op, slot) ? 1 : evaluate(definition.cols, params);
+  if (tensor.rows != rows || tensor.cols != cols)
+    return refuse("weight-form", place.text(definition.name), "tensor %u is %u x %u, expected %llu x %llu", index,
+                  tensor.rows, tensor.cols, (unsigned long long)rows, (unsigned long long)cols);
+  return {};
+}
+
 PlanFault check_scales(const Place& place, const OpDef& op) {
   const auto& weights = place.instruction().weights;
   const ScaleSlots& slots = kScaleSlots[op.id - 1];
@@ -118,14 +130,17 @@ PlanFault check_scales(const Place& place, const OpDef& op) {
     const auto wrong = [&](const char* what) {
       return refuse("weight-scales", place.text(op.weights[i].name), "dtype %u%s", unsigned(dtype), what);
     };
-    if (slots.is_scale[i] && dtype != DType::f16) return wrong(", expected f16");
+    const bool channel = scales_e4m3(place, op, i);
+    if (slots.is_scale[i] && dtype != (channel ? DType::f32 : DType::f16))
+      return wrong(channel ? ", expected f32" : ", expected f16");
     const bool apart = place.plan.tensors[weights[i]].layout == Layout::tile16;
     if (slots.is_sub_scale[i] && (dtype != DType::i8 || !apart)) return wrong(", expected int8 in tile16");
     if (slots.is_scale[i] || slots.is_sub_scale[i]) continue;
     if (dtype == DType::i8 && apart) return wrong(" in tile16, the layout of sub-scales");
     const auto given = [&](int8_t slot) { return slot >= 0 && weights[slot] != kNone; };
     const bool scaled = given(slots.scales[i]), sub_scaled = given(slots.sub_scales[i]);
-    if (scaled != (dtype == DType::i8 || dtype == DType::i4)) return wrong(scaled ? " with scales" : " without scales");
+    const bool needs = dtype == DType::i8 || dtype == DType::i4 || dtype == DType::e4m3;
+    if (scaled != needs) return wrong(scaled ? " with scales" : " without scales");
     if (sub_scaled != (dtype == DType::i4)) return wrong(sub_scaled ? " with sub-scales" : " without sub-scales");
   }
   return {};
@@ -139,7 +154,7 @@ PlanFault check_weights(const Place& place, const OpDef& op) {
     if (weight == kNone && !definition.optional) return missing(place, definition.name);
     if (weight == kNone) continue;
     if (weight >= count) return no_index(place, definition.name, weight, count);
-    if (PlanFault fault = check_weight(place, definition, weight)) return fault;
+    if (PlanFault fault = check_weight(place, op, i, weight)) return fault;
   }
   return check_scales(place, op);
 }

@@ -37,7 +37,8 @@ void gather_tiled(const Weight& table, const Weight& scales, size_t row, float* 
       }
       return;
     }
-    case DType::i4:   // the kernel table lists neither
+    case DType::i4:  // the kernel table lists none of these
+    case DType::e4m3:
     case DType::i32: return;
   }
 }

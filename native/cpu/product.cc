@@ -192,6 +192,7 @@ void product(const Context& context, const Input& x, const Factors& factors, con
     case DType::i4:
       return x.rows <= kPanel ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
                               : expanded_product(context, x, factors, epilogue, out);
+    case DType::e4m3:  // the kernel table does not list it
     case DType::i32: return;  // not a weight's type
   }
 }

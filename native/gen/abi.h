@@ -5,11 +5,11 @@
 
 namespace ingot {
 
-enum class DType : uint8_t { f32 = 1, f16 = 2, bf16 = 3, i8 = 4, i32 = 5, i4 = 6 };
-constexpr uint64_t dtype_bits(DType t) { constexpr uint64_t bits[] = {0, 32, 16, 16, 8, 32, 4}; return bits[size_t(t)]; }
+enum class DType : uint8_t { f32 = 1, f16 = 2, bf16 = 3, i8 = 4, i32 = 5, i4 = 6, e4m3 = 7 };
+constexpr uint64_t dtype_bits(DType t) { constexpr uint64_t bits[] = {0, 32, 16, 16, 8, 32, 4, 8}; return bits[size_t(t)]; }
 // Bytes of `elements` of a dtype; packed dtypes come in multiples of 8.
 constexpr uint64_t byte_size(DType t, uint64_t elements) { return elements * dtype_bits(t) / 8; }
-inline constexpr uint8_t kMaxDType = 6;
+inline constexpr uint8_t kMaxDType = 7;
 enum class Layout : uint8_t { row = 0, tile16 = 1, tile16x2 = 2, tile16x4 = 3, tile16x8 = 4 };
 struct LayoutDef { uint32_t rows, pack, align; };
 inline constexpr LayoutDef kLayouts[] = {{1, 1, 1}, {16, 1, 1}, {16, 2, 32}, {16, 4, 32}, {16, 8, 32}};

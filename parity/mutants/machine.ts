@@ -211,7 +211,7 @@ export class Machine {
 
   // --- weights
 
-  /** What a kernel makes numbers of: floats, f16 scales and int8 sub-scales by themselves, integers with what scales them. */
+  /** What a kernel makes numbers of: floats, scales and int8 sub-scales by themselves, integers and e4m3 with what scales them. */
   #expectReadable({ op, weights }: Instruction, index: number, slot: string): void {
     const tensor = this.#plan.tensors[index]
     const names = Object.keys(opDef(op).weights)
@@ -219,8 +219,11 @@ export class Machine {
     const sub = slot.endsWith('sub_scales')
     if (!tensor || opDef(op).weights[slot]!.form === 'row') return
     const { name, dtype } = tensor
-    if (scales && dtype !== (sub ? 'i8' : 'f16')) throw new Breach('type', `${name} is ${dtype} and scales a weight`)
-    if (scales || (dtype !== 'i8' && dtype !== 'i4')) return
+    const scaledSlot = slot === 'scales' ? names[0]! : slot.replace(/_scales$/, '')
+    const scaled8 = this.#plan.tensors[weights[names.indexOf(scaledSlot)] ?? -1]?.dtype === 'e4m3'
+    const expected = sub ? 'i8' : scaled8 ? 'f32' : 'f16'
+    if (scales && dtype !== expected) throw new Breach('type', `${name} is ${dtype} and scales a weight`)
+    if (scales || (dtype !== 'i8' && dtype !== 'i4' && dtype !== 'e4m3')) return
     const scaled = (kind: string) =>
       [`${slot}_${kind}`, kind].some((other) => weights[names.indexOf(other)] !== undefined)
     if (!scaled('scales')) throw new Breach('type', `${name} is ${dtype} and nothing scales it`)

@@ -95,6 +95,7 @@ export function topologyPlans(): NamedPlan[] {
     { dtype: 'f32', quantization: 'none', state: 'q8', fusions: {} },
     { dtype: 'f16', quantization: 'q8', state: 'checkpoint', fusions: {} },
     { dtype: 'bf16', quantization: 'q4', state: 'q8', fusions: {} },
+    { dtype: 'bf16', quantization: 'fp8', state: 'checkpoint', fusions: {} },
   ]
   return Object.entries(families).flatMap(([family, special]) =>
     forms.map(({ dtype, ...passes }) => {

@@ -404,7 +404,13 @@ const planMutators: Readonly<Record<string, readonly Edit[]>> = {
     ),
     at(
       (plan) => weightSites(plan).filter(({ name }) => name.endsWith('scales') && !name.endsWith('sub_scales')),
-      ({ tensor }) => void Object.assign(tensor, { dtype: 'f32', bytes: tensor.bytes * 2 }),
+      ({ tensor }) =>
+        void Object.assign(
+          tensor,
+          tensor.dtype === 'f16'
+            ? { dtype: 'f32', bytes: tensor.bytes * 2 }
+            : { dtype: 'f16', bytes: tensor.bytes / 2 },
+        ),
     ),
     at(
       (plan) =>
@@ -413,7 +419,8 @@ const planMutators: Readonly<Record<string, readonly Edit[]>> = {
             name === 'weight' &&
             'scales' in opDef(instruction.op).weights &&
             tensor.dtype !== 'i8' &&
-            tensor.dtype !== 'i4',
+            tensor.dtype !== 'i4' &&
+            tensor.dtype !== 'e4m3',
         ),
       ({ instruction, tensor }, plan) => {
         const slot = Object.keys(opDef(instruction.op).weights).indexOf('scales')

@@ -45,6 +45,7 @@ async function shippedPlans(): Promise<NamedPlan[]> {
     ['parity/goldens/qwen3', 'q8'],
     ['parity/goldens/qwen3_bf16_sliding_yarn', 'none'],
     ['checkpoints/storyteller-1m', 'q4'],
+    ['parity/goldens/llama', 'fp8'],
   ]
   return Promise.all(
     shipped.map(async ([path, quantize]) => {

@@ -10,13 +10,15 @@ import { ACCUMULATION, type NonFinite, opTolerances, roundoff } from '../toleran
 import type { Fill } from './generate.ts'
 
 export type FloatDType = 'f32' | 'f16' | 'bf16'
-/** dtypes of matrices: q8 and q4 are made from float32, where K is at least one group. */
-export type MatrixDType = FloatDType | 'q8' | 'q4'
+/** dtypes of matrices: q8, q4 and fp8 are made from float32, where K is at least one group. */
+export type MatrixDType = FloatDType | 'q8' | 'q4' | 'fp8'
+/** Those of embeddings and heads too, which fp8 leaves as they are. */
 export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
 
 export type StateDType = FloatDType | 'i8'
 
-export const isQuantized = (dtype: MatrixDType): dtype is 'q8' | 'q4' => dtype === 'q8' || dtype === 'q4'
+export const isQuantized = (dtype: MatrixDType): dtype is 'q8' | 'q4' | 'fp8' =>
+  dtype === 'q8' || dtype === 'q4' || dtype === 'fp8'
 
 /** A tensor of the case's checkpoint. */
 export interface CaseTensor {
@@ -39,7 +41,7 @@ export interface OpCase {
   /** Builds the plan up to its outputs. */
   readonly build: (graph: GraphBuilder) => void
   /** Matrices are quantised when the plan is compiled. */
-  readonly quantize?: 'q8' | 'q4'
+  readonly quantize?: 'q8' | 'q4' | 'fp8'
   readonly steps: readonly BatchInput[]
   /** Largest absolute error of an output, where no operand of a product is rounded. */
   readonly tolerance: number
