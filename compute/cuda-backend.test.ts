@@ -15,7 +15,7 @@ const built = existsSync(join(packageRoot(), 'build/Release/libingot_cuda.so'))
 const status = addon().cuda()
 
 describe('the table', () => {
-  it.each(['f32', 'f16', 'bf16', 'i8', 'i4'] as const)('runs a decoder of %s weights', (dtype) => {
+  it.each(['f32', 'f16', 'bf16', 'i8', 'i4', 'e4m3'] as const)('runs a decoder of %s weights', (dtype) => {
     expect(linkGaps(decoderPlan(dtype), cudaTable)).toEqual([])
   })
 

@@ -5,7 +5,7 @@ import { addon, addonPath, type ChoiceUse, type CudaStatus, type NativeChoice } 
 import type { ResultView, StepView } from '../abi/step.ts'
 import { fail } from '../errors.ts'
 import { errorOf, NativeRunner, weightFiles } from './cpu-backend.ts'
-import { cudaTable } from './cuda.ts'
+import { cudaTable, deviceGaps } from './cuda.ts'
 import type { Backend, DeviceInfo, KernelIdentity, LinkedPackage, Runner, RunnerOptions, TuningInfo } from './device.ts'
 import { link } from './link.ts'
 import { choicesFor } from './tuning.ts'
@@ -82,7 +82,8 @@ function assertDevice(isa: string): void {
 }
 
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
-  link('cuda', cudaTable, pkg, options)
+  const { code, name = '', capability = '' } = status()
+  link('cuda', cudaTable, pkg, options, code === 'available' ? deviceGaps(pkg.plan, name, capability) : [])
   const { limits, blocks, slots, deterministic = false, pipelined = false, isa, compare = false } = options
   assertDevice(isa)
   const weights = await weightFiles(pkg)

@@ -3,6 +3,7 @@ import { IngotError, PlanError } from '../errors.ts'
 import { decoderPlan, menageriePlan } from '../plans/example.test-plan.ts'
 import { backendNames, backendOf, backends } from './backends.ts'
 import { cpuTable } from './cpu.ts'
+import { cudaTable, deviceGaps } from './cuda.ts'
 import { link, linkGaps } from './link.ts'
 import { nullTable } from './null.ts'
 
@@ -12,6 +13,29 @@ describe('linkGaps', () => {
     expect(linkGaps(decoderPlan('i8'), cpuTable)).toEqual([])
     expect(linkGaps(decoderPlan('i4'), cpuTable)).toEqual([])
     expect(linkGaps(menageriePlan(), nullTable)).toEqual([])
+  })
+
+  test('says what to do about a dtype that a kernel does not read', () => {
+    expect(linkGaps(decoderPlan('e4m3', 1), cpuTable)).toEqual([
+      'linear: weight weight of dtype e4m3; the kernel reads f32, f16, bf16, i8, i4: no CPU product of fp8 yet; run it on cuda or reference, or compile with q8 (layers.0.qkv and 3 more)',
+    ])
+  })
+
+  test('of a device come beside those of the table', () => {
+    const plan = decoderPlan('e4m3', 1)
+    expect(deviceGaps(plan, 'NVIDIA L40S', '8.9')).toEqual([])
+    expect(deviceGaps(plan, 'NVIDIA H200', '9.0')).toEqual([])
+    expect(deviceGaps(plan, 'NVIDIA B200', '10.0')).toEqual([])
+    expect(deviceGaps(decoderPlan('i8', 1), 'NVIDIA A100', '8.0')).toEqual([])
+    const [gap, ...none] = deviceGaps(plan, 'NVIDIA A100', '8.0')
+    expect(none).toEqual([])
+    expect(gap).toMatch(
+      /^compute_capability_below_sm89: .*layers\.0\.qkv and \d more.* need .* 8\.9; NVIDIA A100 has 8\.0/,
+    )
+    const old = { ...cudaTable, glu: { unsupported: 'gone' } }
+    expect(() => link('cuda', old, { path: 'x.ingot', plan }, {}, [gap!])).toThrow(
+      /^backend "cuda" cannot run x\.ingot: glu: gone.*; compute_capability_below_sm89: /,
+    )
   })
 
   test('reports every unsupported opcode at once, with its reason', () => {

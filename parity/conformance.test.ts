@@ -8,7 +8,7 @@ import { cudaTable } from '../compute/cuda.ts'
 import type { Backend, LinkedPackage } from '../compute/device.ts'
 import { nullTable } from '../compute/null.ts'
 import { referenceBackend } from '../compute/reference.ts'
-import type { KernelTable } from '../compute/table.ts'
+import { type KernelTable, tableInMode } from '../compute/table.ts'
 import { type ConformanceOptions, casesOf, conformance, printConformance } from './conformance.ts'
 import { defective } from './defective.test-backend.ts'
 import { Suite } from './ops/suite.ts'
@@ -46,8 +46,13 @@ describe('pass', () => {
   it('says what ran, and how near it came to its bound', async () => {
     const report = await judge(cpuBackend, { ops: ['linear'] })
     expect(report).toMatchObject({ pass: true, backend: 'judged', slice: 'thin', guarded: true })
-    expect(report.cells.map(({ weights }) => weights)).toEqual(['f32', 'f16', 'bf16', 'q8', 'q4'])
-    for (const { verdict, worst, worstCase, failures } of report.cells) {
+    expect(report.cells.map(({ weights }) => weights)).toEqual(['f32', 'f16', 'bf16', 'q8', 'q4', 'fp8'])
+    const [fp8, ...others] = report.cells.toReversed()
+    expect(fp8).toMatchObject({
+      verdict: 'unsupported',
+      reason: expect.stringContaining('run it on cuda or reference'),
+    })
+    for (const { verdict, worst, worstCase, failures } of others) {
       expect({ verdict, failures }).toEqual({ verdict: 'pass', failures: [] })
       expect(worst).toBeGreaterThan(0)
       expect(worst).toBeLessThan(1)
@@ -142,7 +147,7 @@ describe('sentinels', () => {
 
 describe('products that round their inputs', () => {
   /** Significant bits of what may be declared; float32 keeps all that a test of them could see. */
-  const bits = { f32: 24, f16: 11, bf16: 8, i8: 8, i4: 8 } as const
+  const bits = { f32: 24, f16: 11, bf16: 8, i8: 8, i4: 8, e4m3: 4 } as const
 
   /** To nearest, to so many significant bits (Veltkamp's splitting). */
   function rounded(x: number, significant: number): number {
@@ -180,6 +185,12 @@ describe('products that round their inputs', () => {
     const { operands: __, ...logits } = cudaTable.logits
     for (const [cell, { verdict }] of Object.entries(await verdicts({ ...cudaTable, linear, logits })))
       expect({ cell, verdict }).toEqual({ cell, verdict: cell.endsWith('f32') ? 'pass' : 'fail' })
+  })
+
+  it('are held to what deterministic mode rounds to', async () => {
+    const found = await verdicts(tableInMode(cudaTable, true))
+    expect(found['linear fp8']!.verdict).toBe('fail')
+    expect(found['linear bf16']!.verdict).toBe('pass')
   })
 
   it('fail by the bound of f16 where they round to bf16', async () => {

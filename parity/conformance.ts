@@ -5,7 +5,7 @@
 import { type OpName, opNames } from '../abi/ops/index.ts'
 import type { Backend, DeviceInfo, RunnerOptions } from '../compute/device.ts'
 import { linkGaps } from '../compute/link.ts'
-import type { KernelTable } from '../compute/table.ts'
+import { type KernelTable, tableInMode } from '../compute/table.ts'
 import { fail, IngotError } from '../errors.ts'
 import type { ExecutionPlan } from '../plans/plan.ts'
 import type { MatrixDType, OpCase, StateDType } from './ops/case.ts'
@@ -132,7 +132,7 @@ function boundOf({ op, tolerance, perRoundoff = 0 }: OpCase, plan: ExecutionPlan
 
 async function runCase(row: BackendRow, suite: Suite, opCase: OpCase): Promise<CaseResult> {
   const { pkg, expected } = await suite.prepare(opCase)
-  const { table } = row.backend
+  const table = row.backend.table && tableInMode(row.backend.table, row.options?.deterministic ?? false)
   const declared = table ? linkGaps(pkg.plan, table, row.options) : []
   try {
     const run = await runGuarded(row.backend, pkg, opCase.steps, { isa: row.isa ?? '', ...row.options })

@@ -14,7 +14,7 @@ using Handle = void*;
 constexpr int kCompute32F = 68, kTransA = 3, kTranspose = 1, kMaxWorkspace = 1;
 constexpr int kAlgorithms = 4;
 constexpr int kLeastAlignments[] = {5, 6, 7, 8};  // of a, b, c and d; 256 bytes unless set
-constexpr int type_of(DType t) { return t == DType::f32 ? 0 : t == DType::f16 ? 2 : 14; }
+constexpr int type_of(DType t) { return t == DType::f32 ? 0 : t == DType::f16 ? 2 : t == DType::e4m3 ? 28 : 14; }
 struct Algorithm { uint64_t data[8]; };
 struct Heuristic {
   Algorithm algorithm;

@@ -7,7 +7,8 @@ namespace ingot::cuda {
 
 constexpr size_t kCublasWorkspace = size_t{32} << 20;
 
-// d = alpha * a^T . b + beta * c, all column-major: a is (k, m) and b (k, n) of 16-bit floats, c and d are (m, n).
+// d = alpha * a^T . b + beta * c, all column-major: a is (k, m) and b (k, n) of 16-bit floats, or of
+// e4m3 where k and m are multiples of 16; c and d are (m, n).
 struct Gemm {
   uint32_t m, n, k;
   DType operand, result;

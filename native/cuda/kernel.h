@@ -61,8 +61,9 @@ struct Context {
 // plan says, but for one that only products read as `x` (without norm): bind makes that bf16 (f16 for f16 weights),
 // Matrix.dtype says so, and its stride is that of the plan.
 // Weights: `form: 'row'` as stored. Tiled ones are uploaded as repack.h says: row-major (rows, cols), bf16, f16 and f32
-// as they are; int8 row-major; int4 row-major, two a byte, low nibble first; scales row-major (rows, blocks of 256);
-// sub-scales int8 row-major (rows, groups of 32). Columns are padded with zeros to a multiple of 32 elements and rows to 16.
+// as they are; int8 row-major; e4m3 row-major, each four as e4m3_place of repack.h has them; int4 row-major, two a byte,
+// low nibble first; scales f16 row-major (rows, blocks of 256), of e4m3 f32 (rows); sub-scales int8 row-major (rows,
+// groups of 32). Columns are padded with zeros to a multiple of 32 elements and rows to 16.
 using Kernel = cudaError_t (*)(const Context&, const Call&);
 // Bytes of workspace for the largest launch that `limits` allows (rows of every matrix at its space's capacity).
 using WorkspaceBytes = size_t (*)(const Device&, const Call&);

@@ -7,12 +7,14 @@ Product linear_product(const Call& call) {
   namespace op = op::linear;
   const auto& p = call.as<op::Params>();
   const Weight& weight = call.weights[op::weight_weight];
+  const bool rows = weight.dtype == DType::e4m3;  // one scale each
   return {
       .x = call.inputs[op::in_x],
       .residual = call.inputs[op::in_residual],
       .out = call.outputs[op::out_out],
       .weight = weight.data,
-      .scales = call.weights[op::weight_scales].as<__half>(),
+      .scales = rows ? nullptr : call.weights[op::weight_scales].as<__half>(),
+      .row_scales = rows ? call.weights[op::weight_scales].as<float>() : nullptr,
       .sub_scales = call.weights[op::weight_sub_scales].as<int8_t>(),
       .bias = call.weights[op::weight_bias].as<float>(),
       .norm = call.weights[op::weight_norm].as<float>(),

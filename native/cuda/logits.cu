@@ -13,6 +13,7 @@ Product logits_product(const Call& call) {
       .out = call.outputs[op::out_out],
       .weight = weight.data,
       .scales = call.weights[op::weight_scales].as<__half>(),
+      .row_scales = nullptr,
       .sub_scales = nullptr,
       .bias = call.weights[op::weight_bias].as<float>(),
       .norm = nullptr,

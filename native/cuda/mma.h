@@ -28,7 +28,15 @@ __device__ inline uint32_t int8_pair(uint32_t halves) {
   return bits(__hsub2(as_bf162(halves & 0xff7fff7f), as_bf162(halves & 0xff80ff80)));
 }
 
-// 16 bytes of a weight row: kElements whole k in order, but for int4, whose eights lie 0 4 1 5 2 6 3 7.
+// Two bf16 from an e4m3 in each half, its sign in the highest bit of `signs`' half and the rest in bits 4 to 10 of
+// `others`'. Exponent and fraction, taken for those of a bf16, give 2^-120 times the value, subnormals included; the
+// product is exact.
+__device__ inline uint32_t e4m3_pair(uint32_t signs, uint32_t others) {
+  return bits(__hmul2(as_bf162((signs & 0x80008000) | (others & 0x07f007f0)), __float2bfloat162_rn(0x1p120f)));
+}
+
+// 16 bytes of a weight row: kElements whole k in order, but for int4, whose eights lie 0 4 1 5 2 6 3 7, and e4m3, whose
+// fours lie as e4m3_place says.
 struct FloatWeights {
   static constexpr uint32_t kElements = 8;
   static constexpr bool kQuantised = false, kInterleaved = false;
@@ -45,6 +53,15 @@ struct Int8Weights {
     const uint32_t a = i ? raw.z : raw.x, b = i ? raw.w : raw.y, high = 0x43434343;
     return {int8_pair(__byte_perm(a, high, 0x4140)), int8_pair(__byte_perm(a, high, 0x4342)),
             int8_pair(__byte_perm(b, high, 0x4140)), int8_pair(__byte_perm(b, high, 0x4342))};
+  }
+};
+
+struct E4m3Weights {
+  static constexpr uint32_t kElements = 16;
+  static constexpr bool kHalf = false, kQuantised = false, kInterleaved = false;
+  __device__ static uint4 eight(const uint4& raw, uint32_t i, __nv_bfloat162) {
+    const uint32_t a = i ? raw.z : raw.x, b = i ? raw.w : raw.y;
+    return {e4m3_pair(a, a >> 4), e4m3_pair(a << 8, a << 4), e4m3_pair(b, b >> 4), e4m3_pair(b << 8, b << 4)};
   }
 };
 

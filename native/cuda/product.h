@@ -4,7 +4,7 @@
 // kernel (but for cuBLASLt, of the default mode): K is cut into blocks of 256 and those, evenly, into at most 8
 // runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order, and so
 // are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times the
-// block's scale.
+// block's scale; those of e4m3, whose rows have one scale, are summed as floats are.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -24,7 +24,8 @@ __host__ __device__ constexpr uint32_t round_up(uint32_t a, uint32_t b) { return
 struct Product {
   Matrix x, residual, out;  // residual is f32
   const std::byte* weight;
-  const __half* scales;      // (weight rows, blocks of 256); nullptr: of floats
+  const __half* scales;      // (weight rows, blocks of 256), of int8 and int4; nullptr: of others
+  const float* row_scales;   // (weight rows), of e4m3; nullptr: of others
   const int8_t* sub_scales;  // (weight rows, groups of 32); nullptr: not int4
   const float* bias;         // (weight rows)
   const float* norm;         // (k); nullptr: x as it is
@@ -74,8 +75,9 @@ __device__ inline void store_float(const Matrix& m, uint32_t row, uint32_t colum
   }
 }
 
-// A finished sum of weight row `r` with bias, scale and cap.
+// A finished sum of weight row `r` with its scale, bias, scale and cap.
 __device__ inline float biased(const Product& p, uint32_t r, float sum) {
+  if (p.row_scales) sum *= p.row_scales[r];
   float y = p.bias ? sum + p.bias[r] : sum;
   y *= p.scale;
   return p.softcap > 0 ? softcap(y, p.softcap) : y;

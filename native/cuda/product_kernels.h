@@ -30,6 +30,11 @@ __device__ inline float warp_sum(float v) {
   return v;
 }
 
+__device__ inline float warp_max(float v) {
+  for (uint32_t i = 16; i; i /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
+  return v;
+}
+
 // 1 / sqrt(mean(x^2) + eps) from sums of squares, added in order; 1 without a norm.
 __device__ inline float inverse_rms(const Product& p, const float* squares, uint32_t count) {
   if (!p.norm) return 1;

@@ -152,6 +152,7 @@ cudaError_t product_stream(const Context& context, const Product& p) {
     case DType::f16: return stream_of<F16Weights>(context, p);
     case DType::i8: return stream_of<Int8Weights>(context, p);
     case DType::i4: return stream_of<Int4Weights>(context, p);
+    case DType::e4m3: return stream_of<E4m3Weights>(context, p);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -344,6 +344,7 @@ cudaError_t product_tile(const Context& context, const Product& p) {
     case DType::f16: return tile_of<F16Weights>(context, p);
     case DType::i8: return tile_of<Int8Weights>(context, p);
     case DType::i4: return tile_of<Int4Weights>(context, p);
+    case DType::e4m3: return tile_of<E4m3Weights>(context, p);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -12,12 +12,13 @@ __device__ size_t tiled_index(const Tiles& t, uint32_t row, uint32_t col) {
   return size_t(row / 16) * 16 * t.padded_cols + size_t(col / t.pack * 16 + row % 16) * t.pack + col % t.pack;
 }
 
+// `fours`: in the order of e4m3_place.
 template <class Element>
-__global__ void untile(Tiles t, const Element* from, Element* to) {
+__global__ void untile(Tiles t, bool fours, const Element* from, Element* to) {
   const uint32_t row = blockIdx.y;
   const bool stored = t.first_row + row < t.weight_rows;
   for (uint32_t col = blockIdx.x * blockDim.x + threadIdx.x; col < t.leading; col += gridDim.x * blockDim.x)
-    to[(size_t(t.first_row) + row) * t.leading + col] =
+    to[(size_t(t.first_row) + row) * t.leading + (fours ? col / 4 * 4 + e4m3_place(col) : col)] =
         stored && col < t.cols ? from[tiled_index(t, row, col)] : Element(0);
 }
 
@@ -45,7 +46,8 @@ cudaError_t repack(const Weight& weight, bool exact, const std::byte* from, uint
   const dim3 blocks((leading + 255) / 256, rows);
   const auto as = [&](auto zero) {
     using Element = decltype(zero);
-    untile<<<blocks, 256, 0, stream>>>(tiles, reinterpret_cast<const Element*>(from), reinterpret_cast<Element*>(to));
+    untile<<<blocks, 256, 0, stream>>>(tiles, weight.dtype == DType::e4m3, reinterpret_cast<const Element*>(from),
+                                       reinterpret_cast<Element*>(to));
   };
   switch (dtype_bits(weight.dtype)) {
     case 32: as(uint32_t{}); break;

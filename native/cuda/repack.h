@@ -16,6 +16,10 @@ inline uint32_t leading_dimension(uint32_t cols, bool exact) {
   return exact ? cols : uint32_t(round_up(cols, kColumnPadding));
 }
 
+// Which byte of its four holds the e4m3 of column c: two lie in the high bytes of the word's halves, two in the low ones,
+// as mma.h takes pairs out of it.
+__host__ __device__ constexpr uint32_t e4m3_place(uint32_t c) { return 0x2031u >> (c % 4 * 4) & 3; }
+
 // Bytes that a tiled weight takes on the device.
 inline uint64_t repacked_bytes(const Weight& weight, bool exact) {
   return byte_size(weight.dtype, round_up(weight.rows, kRowPadding) * leading_dimension(weight.cols, exact));

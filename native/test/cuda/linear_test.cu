@@ -1,10 +1,13 @@
 // linear and logits against sums in float64 of the same rounded factors, and bits across numbers of rows.
 // `linear_test --bench [rows...]`: time and share of the read bandwidth on shapes of real models.
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
 
+#include "../../cuda/repack.h"
 #include "harness.h"
 
 namespace ingot::cuda {
@@ -17,7 +20,7 @@ size_t logits_workspace(const Device&, const Call&);
 namespace ingot::cuda::test {
 namespace {
 
-int failures = 0;
+int failures = 0, by_library = 0;  // cases of e4m3 that cuBLASLt computed
 
 struct Case {
   DType dtype;
@@ -30,7 +33,7 @@ struct Case {
 };
 
 const char* name(DType t) {
-  constexpr const char* names[] = {"", "f32", "f16", "bf16", "i8", "i32", "i4"};
+  constexpr const char* names[] = {"", "f32", "f16", "bf16", "i8", "i32", "i4", "e4m3"};
   return names[size_t(t)];
 }
 
@@ -51,6 +54,8 @@ float rounded(DType t, float x) {
   if (t == DType::f16) return __half2float(__float2half(x));
   return t == DType::f32 ? x : __bfloat162float(__float2bfloat16(x));
 }
+
+float e4m3(uint8_t bits) { return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3))); }
 
 uint32_t up(uint32_t a, uint32_t b) { return (a + b - 1) / b * b; }
 
@@ -83,9 +88,11 @@ struct Instruction {
     if (numbers) weight.resize(size_t{rows} * c.k);
     std::vector<uint8_t> bytes(count * dtype_bits(c.dtype) / 8);
     std::vector<__half> scales(size_t{padded} * blocks);
+    std::vector<float> row_scales(padded);
     std::vector<int8_t> subs(size_t{padded} * groups);
     const uint32_t drawn_rows = numbers ? rows : std::min(rows, 64u);
     for (uint32_t r = 0; r < drawn_rows; ++r) {
+      row_scales[r] = 1e-4f * (1 + random() % 1000 / 500.0f);
       for (uint32_t b = 0; b < blocks; ++b) scales[size_t{r} * blocks + b] = __float2half(0.001f * (1 + random() % 1000 / 500.0f));
       for (uint32_t b = 0; b < groups; ++b) subs[size_t{r} * groups + b] = int8_t(random() % 31) - 15;
       for (uint32_t i = 0; i < c.k; ++i) {
@@ -102,6 +109,12 @@ struct Instruction {
             put(bytes, at, q), value = double(q) * scale;
             break;
           }
+          case DType::e4m3: {
+            uint8_t q = uint8_t(random() % 256);
+            if (q % 128 == 127) --q;  // NaN
+            bytes[at - i % 4 + e4m3_place(i)] = q, value = double(e4m3(q)) * row_scales[r];
+            break;
+          }
           default: {
             const int q = int(random() % 16) - 8;
             bytes[at / 2] |= uint8_t((q & 15) << (at % 2 * 4));
@@ -115,9 +128,10 @@ struct Instruction {
       const size_t period = v.size() / padded * drawn_rows;
       for (size_t i = period; i < v.size(); i += period) std::copy_n(v.begin(), std::min(period, v.size() - i), v.begin() + i);
     };
-    if (!numbers) repeat(bytes), repeat(scales), repeat(subs);
+    if (!numbers) repeat(bytes), repeat(scales), repeat(subs), repeat(row_scales);
     d_weight = std::make_unique<Buffer>(bytes);
     if (c.dtype == DType::i8 || c.dtype == DType::i4) d_scales = std::make_unique<Buffer>(scales);
+    if (c.dtype == DType::e4m3) d_scales = std::make_unique<Buffer>(row_scales);
     if (c.dtype == DType::i4) d_subs = std::make_unique<Buffer>(subs);
   }
 
@@ -155,7 +169,8 @@ struct Instruction {
     call.inputs[0] = {d_x->data(), size_t{c.k} * 4, c.tokens, c.k, c.x};
     call.outputs[0] = {d_out->data(), size_t{c.n} * 4, c.tokens, c.n, c.out};
     call.weights[0] = weight_of(d_weight, rows, c.k, c.dtype);
-    call.weights[1] = weight_of(d_scales, rows, blocks, DType::f16);
+    const bool channel = c.dtype == DType::e4m3;
+    call.weights[1] = weight_of(d_scales, rows, channel ? 1 : blocks, channel ? DType::f32 : DType::f16);
     call.weights[2] = weight_of(d_bias, 1, rows, DType::f32);
     call.params = &logits_params;
     if (c.logits) return;
@@ -205,18 +220,23 @@ struct Instruction {
     return values;
   }
 
-  // What output (t, i) is, with activations rounded as the kernel rounds them.
-  double expected(uint32_t t, uint32_t i) const {
+  // What output (t, i) is, with activations rounded as the kernel rounds them: `eight`, to e4m3, as cuBLASLt has them.
+  double expected(uint32_t t, uint32_t i, bool eight) const {
     const DType operand = c.dtype == DType::f32 || c.dtype == DType::f16 ? c.dtype : DType::bf16;
     double squares = 0;
     for (uint32_t j = 0; j < c.k; ++j) squares += double(x[size_t{t} * c.k + j]) * x[size_t{t} * c.k + j];
     const double factor = c.norm ? 1 / std::sqrt(squares / c.k + 1e-5) : 1;
+    float most = 0;
+    if (eight)
+      for (uint32_t j = 0; j < c.k; ++j) most = std::max(most, std::fabs(x[size_t{t} * c.k + j] * (c.norm ? 0.5f + norm[j] : 1)));
     const auto sum = [&](uint32_t r) {
       double s = 0;
       for (uint32_t j = 0; j < c.k; ++j) {
         float v = c.norm ? x[size_t{t} * c.k + j] * (0.5f + norm[j]) : x[size_t{t} * c.k + j];
         if (c.dtype == DType::f16 && c.norm) v *= float(factor);  // else large rows would overflow
-        s += double(rounded(operand, v)) * weight[size_t{r} * c.k + j];
+        if (eight) v = e4m3(__nv_cvt_float_to_fp8(v * (448 / most), __NV_SATFINITE, __NV_E4M3)) * (most / 448);
+        else v = rounded(operand, v);
+        s += double(v) * weight[size_t{r} * c.k + j];
       }
       return s * (c.dtype == DType::f16 ? 1 : factor) + (c.bias ? bias[r] : 0);
     };
@@ -236,12 +256,18 @@ void judge(const Device& device, const Case& c, bool deterministic, unsigned see
   const auto got = instruction.run(device, c.tokens, deterministic);
   std::mt19937 random(seed);
   const size_t all = size_t{c.tokens} * c.n, samples = std::min<size_t>(all, 4000);
-  double error = 0, norm = 0;
+  // cuBLASLt takes e4m3 weights of 16 rows, and has rows rounded to e4m3.
+  const bool may = c.dtype == DType::e4m3 && !deterministic && c.tokens > 8 && c.n * c.branches % 16 == 0;
+  double errors[2] = {}, norm = 0;
   for (size_t s = 0; s < samples; ++s) {
     const size_t at = samples == all ? s : random() % all;
-    const double want = instruction.expected(uint32_t(at / c.n), uint32_t(at % c.n));
-    error += (got[at] - want) * (got[at] - want), norm += want * want;
+    for (int eight = 0; eight <= may; ++eight) {
+      const double want = instruction.expected(uint32_t(at / c.n), uint32_t(at % c.n), eight);
+      errors[eight] += (got[at] - want) * (got[at] - want), norm += eight ? 0 : want * want;
+    }
   }
+  by_library += may && errors[1] < errors[0];
+  double error = may ? std::min(errors[0], errors[1]) : errors[0];
   for (const float v : got) if (std::isnan(v)) error = NAN;
   const double relative = std::sqrt(error / norm);
   // An f16 operand that lies between two may be rounded the other way.
@@ -270,7 +296,7 @@ void compare_bits(const Device& device, Case c, const std::vector<uint32_t>& cou
 int run_tests(const Device& device) {
   std::mt19937 random(1);
   unsigned seed = 0, cases = 0;
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4, DType::e4m3}) {
     const DType operand = dtype == DType::f16 ? DType::f16 : DType::bf16;
     for (const uint32_t tokens : {1u, 2u, 7u, 8u, 9u, 17u, 33u, 70u, 128u, 200u})
       for (unsigned i = 0; i < 6; ++i) {
@@ -281,7 +307,8 @@ int run_tests(const Device& device) {
         if (random() % 3 == 0) c.branches = 2, c.n = 16 * (1 + random() % 20);
         if (random() % 3 == 0 && dtype != DType::f32) c.x = operand, c.norm = false;
         if (random() % 3 == 0) c.out = operand;
-        if (random() % 5 == 0 && dtype != DType::i4) {
+        if (dtype == DType::e4m3 && i % 2) c.n = up(c.n, 16);
+        if (random() % 5 == 0 && dtype != DType::i4 && dtype != DType::e4m3) {
           c.logits = true, c.branches = 1, c.norm = c.residual = false, c.activation = Activation::none;
           if (random() % 2) c.softcap = 3;
         }
@@ -292,6 +319,7 @@ int run_tests(const Device& device) {
     compare_bits(device, {dtype, 512, 2048, 0, 2, Activation::silu, true}, {1, 3, 8, 16, 32, 64, 128, 200});
     std::printf("%s: %u cases, %d failures so far\n", name(dtype), cases, failures);
   }
+  std::printf("e4m3: cuBLASLt computed %d\n", by_library);
   for (const DType dtype : {DType::i8, DType::i4})  // more rows than a grid's second dimension
     judge(device, {dtype, 70000, 256, 16}, false, ++seed);
   return failures != 0;
@@ -359,10 +387,10 @@ int run_bench(const Device& device, const std::vector<uint32_t>& counts, const s
       {"8B o", 4096, 4096, 1, false, true, false},         {"8B gate+up", 14336, 4096, 2, true, false, false},
       {"8B down", 4096, 14336, 1, false, true, false},     {"8B logits", 128256, 4096, 1, false, false, true},
   };
-  for (const DType dtype : {DType::bf16, DType::i8, DType::i4}) {
+  for (const DType dtype : {DType::bf16, DType::i8, DType::i4, DType::e4m3}) {
     if (!only.empty() && only.find(name(dtype)) == std::string::npos) continue;
     for (const auto& s : shapes) {
-      if (s.logits && dtype == DType::i4) continue;
+      if (s.logits && (dtype == DType::i4 || dtype == DType::e4m3)) continue;
       std::printf("%-4s %-11s", name(dtype), s.name);
       const uint32_t most = *std::max_element(counts.begin(), counts.end());
       Case c{dtype, s.n, s.k, s.logits ? std::min(most, 256u) : most, s.branches, s.branches == 2 ? Activation::silu : Activation::none,

@@ -97,7 +97,7 @@ int main() {
     }
   CHECK(attention(DType::bf16, 256) > kSm89);  // so that a gap says it before a launch does
   CHECK(attention(DType::i8, 256) <= kSm89);
-  for (const DType dtype : {DType::f16, DType::bf16, DType::i8, DType::i4})
+  for (const DType dtype : {DType::f16, DType::bf16, DType::i8, DType::i4, DType::e4m3})
     for (const uint32_t branches : {1u, 2u}) CHECK(linear(dtype, 8192, 28672, branches) <= kSm89);
   CHECK(linear(DType::bf16, 64, 1 << 17, 1) > kSm90);
   CHECK(linear(DType::f32, 64, 1 << 17, 1) == 0);
