@@ -31,7 +31,7 @@ const step = z.object({
 })
 const row = z.object({
   shape: z.enum(shapeNames as [ShapeName, ...ShapeName[]]),
-  quantize: z.enum(['none', 'q8', 'q4']),
+  quantize: z.enum(['none', 'q8', 'q4', 'fp8']),
   deterministic: z.boolean(),
   report: report.optional(),
   steps: z.array(step).optional(),

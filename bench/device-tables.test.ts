@@ -51,11 +51,18 @@ describe('a plan without its weights', () => {
 })
 
 describe('the bars', () => {
-  const bests = (speed: number | undefined, launches: number[], memory: number) =>
-    barTable({ speed: () => speed, launches: () => launches, memory: () => memory }).split('\n')
+  const bests = (speed: number | undefined, launches: number[], memory: number, gain = 1) =>
+    barTable({
+      speed: (_, quantize) => speed && (quantize === 'fp8' ? gain : 1) * speed,
+      launches: () => launches,
+      memory: () => memory,
+    }).split('\n')
   it('are met, missed, or not measured', () => {
-    expect(bests(1e9, [85, 85], 0.01).filter((line) => /missed/.test(line))).toEqual([])
-    expect(bests(1, [85, 134], 0.1).filter((line) => /\*\*missed\*\*/.test(line)).length).toBe(10)
+    expect(bests(1e9, [85, 85], 0.01, 1.7).filter((line) => /missed/.test(line))).toEqual([])
+    expect(bests(1, [85, 134], 0.1).filter((line) => /\*\*missed\*\*/.test(line)).length).toBe(11)
+    expect(bests(1e9, [85], 0, 1.456)).toContain(
+      '| Llama-3.1-8B fp8 over bf16, 1 and 128 sequences | 1.46, 1.46 | - | - | - | 1.6, 1.3 | - | **missed** |',
+    )
     expect(bests(undefined, [], 0).filter((line) => /not measured/.test(line)).length).toBe(12)
   })
 })

@@ -53,7 +53,7 @@ function cellsOf({ version, bench }: DeviceRun, { read, bf16 }: Ceilings): Cell[
 /** The last of every cell or breakdown, by shape, weights and mode. */
 function latest<T extends { readonly row: DeviceRow }>(all: readonly T[], rest: (each: T) => string): T[] {
   const order = ({ row: { shape, quantize, deterministic } }: T) =>
-    [shapeNames.indexOf(shape), ['none', 'q8', 'q4'].indexOf(quantize), Number(deterministic)].join(' ')
+    [shapeNames.indexOf(shape), ['none', 'fp8', 'q8', 'q4'].indexOf(quantize), Number(deterministic)].join(' ')
   const last = new Map(all.map((each) => [`${order(each)} ${rest(each)}`, each]))
   const byOrder = new Intl.Collator('en', { numeric: true }).compare
   return [...last].sort(([a], [b]) => byOrder(a, b)).map(([, each]) => each)

@@ -11,6 +11,7 @@ import { Command } from 'commander'
 import { addon, packageRoot } from '../abi/native.ts'
 import { BLOCK_TOKENS } from '../abi/state.ts'
 import { compile, open } from '../index.ts'
+import type { Quantization } from '../models/compile/quantize.ts'
 import { checkChoices, chooseAtRandom } from '../parity/choices.ts'
 import { type GoldenCase, runGolden } from '../parity/golden.ts'
 import { checkInvariance, mixedRequests, standardVariations } from '../parity/invariance.ts'
@@ -27,7 +28,7 @@ interface Options {
   readonly backend: string
   readonly checks: readonly string[]
   readonly shapes: readonly ShapeName[]
-  readonly formats: readonly ('none' | 'q8' | 'q4')[]
+  readonly formats: readonly Quantization[]
   readonly batches: readonly number[]
   readonly prefill: readonly number[]
   readonly prompt: number
@@ -85,7 +86,7 @@ async function checkGoldens(folder: string, { backend, formats, deterministic }:
 
 async function checkTasks(folder: string, { backend, formats, deterministic }: Options) {
   const checkpoint = folderOf('checkpoints', 'storyteller-7m')
-  const least = { none: 350, q8: 345, q4: 346 }
+  const least = { none: 350, q8: 345, q4: 346, fp8: 345 }
   const rows = []
   for (const quantize of formats) {
     const { path } = await compile(checkpoint, { out: join(folder, `storyteller-${quantize}.ingot`), quantize })
@@ -294,7 +295,7 @@ const command = new Command('device')
   .option('--backend <name>', 'what is checked', 'cuda')
   .option('--checks <list>', `of ${checks.join(', ')}`, list, checks)
   .option('--shapes <list>', `of ${shapeNames.join(', ')}`, list, [])
-  .option('--formats <list>', 'of none, q8, q4', list, ['none', 'q8', 'q4'])
+  .option('--formats <list>', 'of none, q8, q4, fp8', list, ['none', 'q8', 'q4', 'fp8'])
   .option('--batches <list>', 'sequences that decode', numbers, [1, 8, 32, 128])
   .option('--prefill <list>', 'tokens of prompts that are computed in one step', numbers, [2048])
   .option('--prompt <n>', 'tokens of each prompt before decoding', Number, 512)

@@ -4,9 +4,10 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { packageRoot } from '../abi/native.ts'
 import { compile } from '../index.ts'
+import type { Quantization } from '../models/compile/quantize.ts'
 
 /** Path of the package of storyteller-7m, compiled when it is not there yet. */
-export async function storyteller(quantize: 'none' | 'q8' | 'q4' = 'none'): Promise<string> {
+export async function storyteller(quantize: Quantization = 'none'): Promise<string> {
   const out = join(packageRoot(), 'build', 'bench', `storyteller-7m-${quantize}.ingot`)
   if (existsSync(out)) return out
   await mkdir(join(out, '..'), { recursive: true })
