@@ -103,7 +103,7 @@ int main() {
   CHECK(linear(DType::f32, 64, 1 << 17, 1) == 0);
   for (const cuda::Device& device : kDevices)
     for (const bool either : {false, true}) {
-      for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4})
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::i4, DType::e4m3})
         for (uint32_t rows = 1; rows <= 4096; rows *= 2) check_products(device, dtype, rows, either);
       for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8})
         for (uint32_t dim = 1; dim <= 256; ++dim) check_attention(device, dtype, dim, either);
