@@ -8,7 +8,7 @@ import { markdownTable, number, percent } from './peers/table.ts'
 export interface Bests {
   /** Tokens a second; `what` is how a cell begins. */
   speed(name: ShapeName, quantize: DeviceRow['quantize'], what: string, deterministic?: boolean): number | undefined
-  /** Kernels launched by a step, of each run. */
+  /** Kernels launched by a step, of each run of the last version that ran the shape. */
   launches(name: ShapeName): readonly number[]
   /** Device memory taken over what is accounted for, less 1; the worst. */
   memory(): number
@@ -78,7 +78,7 @@ function launchRow(bests: Bests, name: ShapeName): string[] {
   const met = found.length > 0 ? most <= bar && least === most : undefined
   return kept(
     `${name} bf16, launches a step`,
-    least === most ? String(least) : `${least} to ${most}`,
+    found.length === 0 ? '-' : least === most ? String(least) : `${least} to ${most}`,
     `${bar}, constant`,
     met,
   )

@@ -5,7 +5,7 @@
 import { type Bests, barTable } from './device-bars.ts'
 import { peerSection } from './device-peer-tables.ts'
 import type { DeviceResults, DeviceRow, DeviceRun, DeviceStep } from './device-results.ts'
-import { shapeNames } from './peers/shapes.ts'
+import { type ShapeName, shapeNames } from './peers/shapes.ts'
 import { markdownTable, number, percent } from './peers/table.ts'
 import { type Cost, type ProfileRow, rowOf } from './profile.ts'
 import { chartSvg, milliseconds } from './profile-chart.ts'
@@ -162,7 +162,12 @@ function checkTable({ runs }: DeviceResults): string {
 
 /** What the bars are about, of the cells and breakdowns that stand. */
 function bestsOf(cells: readonly Cell[], breakdowns: readonly Breakdown[], { runs }: DeviceResults): Bests {
-  const rows = runs.filter(({ version }) => version === runs.at(-1)!.version).flatMap(({ bench }) => bench)
+  const rowsOf = (shape: ShapeName) => {
+    const own = (run: DeviceResults['runs'][number]) =>
+      run.bench.filter((row) => row.shape === shape && row.quantize === 'none')
+    const last = runs.findLast((run) => own(run).length > 0)
+    return runs.filter(({ version }) => version === last?.version).flatMap(own)
+  }
   return {
     speed: (shape, quantize, what, deterministic = false) =>
       cells.find(
@@ -172,10 +177,7 @@ function bestsOf(cells: readonly Cell[], breakdowns: readonly Breakdown[], { run
           row.deterministic === deterministic &&
           own.startsWith(what),
       )?.tokensPerSecond,
-    launches: (shape) => {
-      const own = rows.filter((row) => row.shape === shape && row.quantize === 'none' && row.report)
-      return own.map(({ report }) => report!.launchesPerStep)
-    },
+    launches: (shape) => rowsOf(shape).flatMap(({ report }) => report?.launchesPerStep ?? []),
     memory: () => Math.max(...breakdowns.map(({ step }) => (step.taken ?? 0) / (step.planned ?? 1) - 1)),
   }
 }
