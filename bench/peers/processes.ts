@@ -1,5 +1,7 @@
 /** Runs one measurement in a process of its own. */
 import { spawn } from 'node:child_process'
+import { createReadStream } from 'node:fs'
+import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { packageRoot } from '../../abi/native.ts'
 import { peersFolder } from './prepare.ts'
@@ -27,4 +29,14 @@ export function runTask(side: Side, task: Task): Promise<Answer> {
       else reject(new Error(`${side} ended with ${signal ?? code}: ${errors.join('').trim().slice(-2000)}`))
     })
   })
+}
+
+/** Reads a file, or those of a folder, so that the page cache holds them: what starts next starts warm. */
+export async function warm(path: string): Promise<void> {
+  if ((await stat(path)).isDirectory()) {
+    for (const name of await readdir(path)) await warm(join(path, name))
+    return
+  }
+  const bytes = createReadStream(path, { highWaterMark: 2 ** 22 })
+  for await (const _ of bytes);
 }

@@ -19,7 +19,7 @@ import { peerLibraries } from './isa.ts'
 import { readOptions } from './options.ts'
 import { checkParity, lossesOf, type Setup } from './parity.ts'
 import { type Artifact, artifactOf, checkpointOf, peersFolder } from './prepare.ts'
-import { runTask } from './processes.ts'
+import { runTask, warm } from './processes.ts'
 import { type Scenario, type ScenarioName, type Side, scenarios, type Task } from './scenarios.ts'
 import type { ShapeName } from './shapes.ts'
 import {
@@ -92,6 +92,7 @@ async function measure({ model, format, ...artifact }: Prepared, name: ScenarioN
     const path = side === 'ingot' ? artifact.package : artifact.gguf
     const vocab = artifact.config.vocab_size
     const task: Task = { path, threads: setup.threads, isa: setup.isa[side], vocab, seed: 1 + round, seconds, scenario }
+    if (scenario.kind === 'start') await warm(path)
     const answer = await runTask(side, task)
     found.push({ model, format, scenario: name, round, side, answer })
   }
