@@ -3,39 +3,9 @@ import { describe, expect, test } from 'vitest'
 import { ConfigError, DeviceError, fail } from '../errors.ts'
 import type { ModelOptions } from './capacity.ts'
 import { leftovers, nothing, openFake as openAt } from './fixtures/model.ts'
+import { type Asked, capacities, mixed, picker } from './fixtures/requests.ts'
 import type { FakePlanOptions } from './fixtures/runner.ts'
-import type { GenerateOptions } from './sampling.ts'
 import type { GenerationResult } from './stream.ts'
-
-const random = (seed: number) => () => {
-  seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0
-  return seed / 2 ** 32
-}
-
-interface Asked {
-  readonly prompt: number[]
-  readonly options: GenerateOptions
-}
-
-/** Mixed requests: lengths, samplers, penalties, biases; some share prefixes, whole blocks included. */
-function mixed(count: number, seed = 1): Asked[] {
-  const next = random(seed)
-  const pick = (most: number) => Math.floor(next() * most)
-  const shared = Array.from({ length: 40 }, () => pick(50))
-  return Array.from({ length: count }, (_, i) => {
-    const own = Array.from({ length: 1 + pick(60) }, () => pick(50))
-    const prompt = i % 3 === 0 ? [...shared.slice(0, 4 * pick(11)), ...own.slice(0, pick(5))] : own
-    const options: GenerateOptions = {
-      maxTokens: 1 + pick(24),
-      seed: i,
-      temperature: i % 2 ? 0 : 0.8,
-      logprobs: i % 4,
-      ...(i % 5 === 0 && { repetitionPenalty: 1.3, presencePenalty: 0.5, frequencyPenalty: 0.2 }),
-      ...(i % 7 === 0 && { logitBias: { 3: 2.5, 4: Number.NEGATIVE_INFINITY } }),
-    }
-    return { prompt: prompt.length > 0 ? prompt : [7], options }
-  })
-}
 
 const answer = ({ tokens, logprobs, finishReason }: GenerationResult) => ({ tokens, logprobs, finishReason })
 
@@ -99,16 +69,13 @@ describe.each([1, 2] as const)('steps in flight: %i', (depth) => {
     })
 
     test('under random capacities', async () => {
-      const capacities = fc.record({
-        maxSlots: fc.integer({ min: 1, max: 8 }),
-        blocks: fc.integer({ min: 26, max: 60 }),
-        maxTokensPerStep: fc.integer({ min: 8, max: 70 }),
+      const limits = fc.record({
+        ...capacities,
         prefillChunk: fc.integer({ min: 1, max: 70 }),
         preemptEvery: fc.integer({ min: 1, max: 9 }),
-        prefixCache: fc.boolean(),
       })
       await fc.assert(
-        fc.asyncProperty(capacities, fc.integer({ min: 0, max: 40 }), async (options, from) => {
+        fc.asyncProperty(limits, fc.integer({ min: 0, max: 40 }), async (options, from) => {
           const { answers } = await runAll(asked.slice(from, from + 16), { contextTokens: 100, ...options })
           expect(answers).toEqual((await expected()).slice(from, from + 16))
         }),
@@ -158,8 +125,8 @@ describe.each([1, 2] as const)('steps in flight: %i', (depth) => {
 
     test('old blocks are evicted, and what is left is still right', async () => {
       const { model } = openFake({ maxSlots: 2, contextTokens: 32, blocks: 12 })
-      const next = random(5)
-      const prompts = Array.from({ length: 12 }, () => Array.from({ length: 20 }, () => Math.floor(next() * 50)))
+      const pick = picker(5)
+      const prompts = Array.from({ length: 12 }, () => Array.from({ length: 20 }, () => pick(50)))
       const ask = async () => {
         const outputs = []
         for (const prompt of prompts) outputs.push((await model.generate(prompt, { maxTokens: 8 }).result()).tokens)
@@ -258,7 +225,7 @@ describe.each([1, 2] as const)('steps in flight: %i', (depth) => {
     })
 
     test('whatever is cancelled whenever, the others give the same output and nothing is left', async () => {
-      const asked = mixed(24, 9)
+      const asked = mixed(24, { seed: 9 })
       const expected = await runAlone(asked)
       const plans = fc.array(fc.integer({ min: 0, max: 40 }), { minLength: 24, maxLength: 24 })
       await fc.assert(
@@ -287,7 +254,7 @@ describe.each([1, 2] as const)('steps in flight: %i', (depth) => {
 
   describe('a failed step', () => {
     test('fails its own requests only; state is as before and the engine goes on', async () => {
-      const asked = mixed(20, 3)
+      const asked = mixed(20, { seed: 3 })
       const expected = await runAlone(asked)
       const { model, runner } = openFake({ maxSlots: 4, prefillChunk: 16 })
       const failed: number[] = []

@@ -7,38 +7,11 @@ import { recordSteps } from '../compute/recorder.ts'
 import { fail } from '../errors.ts'
 import type { ModelOptions } from './capacity.ts'
 import { leftovers, nothing, openFake } from './fixtures/model.ts'
+import { type Asked, capacities, mixed } from './fixtures/requests.ts'
 import type { FakePlanOptions } from './fixtures/runner.ts'
 import type { Model } from './model.ts'
 import type { GenerateOptions } from './sampling.ts'
 import type { GenerationResult } from './stream.ts'
-
-interface Asked {
-  readonly prompt: number[]
-  readonly options: GenerateOptions
-}
-
-/** Ends of every kind, known beforehand or not; some prompts share blocks, a few requests are penalised. */
-function mixed(count: number, seed = 1): Asked[] {
-  const pick = (most: number) => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0
-    return Math.floor((seed / 2 ** 32) * most)
-  }
-  const shared = Array.from({ length: 40 }, () => pick(50))
-  return Array.from({ length: count }, (_, i) => {
-    const own = Array.from({ length: 1 + pick(30) }, () => pick(50))
-    const prompt = i % 2 === 0 ? [...shared.slice(0, 4 * (1 + pick(10))), ...own.slice(0, pick(4))] : own
-    const options: GenerateOptions = {
-      maxTokens: 1 + pick(30),
-      seed: i,
-      temperature: i % 3 ? 0.8 : 0,
-      logprobs: i % 3,
-      ...(i % 3 === 1 && { stopTokens: Array.from({ length: 5 }, () => pick(50)) }),
-      ...(i % 16 === 15 && { repetitionPenalty: 1.3, frequencyPenalty: 0.2 }),
-      ...(i % 5 === 0 && { logitBias: { 3: 2.5 } }),
-    }
-    return { prompt, options }
-  })
-}
 
 const answer = ({ tokens, logprobs, finishReason, stopReason }: GenerationResult) => ({
   tokens,
@@ -57,17 +30,14 @@ async function alone(asked: readonly Asked[], plan: FakePlanOptions = {}) {
 const two = (options: ModelOptions = {}, plan: FakePlanOptions = {}) => openFake(options, { depth: 2, ...plan })
 const turn = () => new Promise<void>((resolve) => setImmediate(resolve))
 
-const asked = mixed(32)
+const asked = mixed(32, { penalised: 16 })
 
 describe('whatever a step meets while another is in flight', () => {
   const plans: FakePlanOptions[] = [{}, { states: ['paged', 'fixed'] }]
-  const capacities = fc.record({
-    maxSlots: fc.integer({ min: 1, max: 8 }),
-    blocks: fc.integer({ min: 26, max: 60 }),
-    maxTokensPerStep: fc.integer({ min: 8, max: 70 }),
+  const limits = fc.record({
+    ...capacities,
     prefillChunk: fc.integer({ min: 1, max: 70 }),
     preemptEvery: fc.integer({ min: 2, max: 40 }),
-    prefixCache: fc.boolean(),
   })
   /** By step: what happens while it runs. */
   const events = fc.array(
@@ -90,7 +60,7 @@ describe('whatever a step meets while another is in flight', () => {
     const expected = await alone(asked, plan)
     let ahead = 0
     await fc.assert(
-      fc.asyncProperty(capacities, events, async (options, events) => {
+      fc.asyncProperty(limits, events, async (options, events) => {
         const { prefixCache, ...rest } = options
         const cached = plan.states ? {} : { prefixCache }
         const { model, runner } = two({ contextTokens: 100, ...rest, ...cached }, plan)
@@ -140,7 +110,10 @@ describe('a step departs ahead', () => {
   })
 
   test('and wastes nothing where the end is known', async () => {
-    const asked = mixed(24, 5).map(({ prompt, options: { maxTokens } }) => ({ prompt, options: { maxTokens } }))
+    const asked = mixed(24, { seed: 5 }).map(({ prompt, options: { maxTokens } }) => ({
+      prompt,
+      options: { maxTokens },
+    }))
     const stats = []
     for (const depth of [1, 2] as const) {
       const { model } = openFake({ maxSlots: 24, prefixCache: false }, { depth })

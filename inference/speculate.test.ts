@@ -4,6 +4,7 @@ import { type ResultView, ROW_RESULT_BYTES, type StepView, stepHeader } from '..
 import type { Runner } from '../compute/device.ts'
 import { capacity, draftCapacity, type ModelOptions } from './capacity.ts'
 import { leftovers, nothing, openFake } from './fixtures/model.ts'
+import { type Asked, capacities, mixed } from './fixtures/requests.ts'
 import { type FakePlanOptions, FakeRunner, fakePlan } from './fixtures/runner.ts'
 import type { Work } from './request.ts'
 import type { GenerateOptions } from './sampling.ts'
@@ -49,34 +50,6 @@ const openLookup = (options: ModelOptions, plan: FakePlanOptions = small) => ({
 })
 const ways = { draft: openDrafted, lookup: openLookup }
 
-interface Asked {
-  readonly prompt: number[]
-  readonly options: GenerateOptions
-}
-
-/** Greedy and sampled, with penalties, biases, stop tokens, logprobs; some opt out, some share prefixes. */
-function mixed(count: number, seed = 1): Asked[] {
-  const pick = (most: number) => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0
-    return Math.floor((seed / 2 ** 32) * most)
-  }
-  const shared = Array.from({ length: 40 }, () => pick(5))
-  return Array.from({ length: count }, (_, i) => {
-    const own = Array.from({ length: 1 + pick(40) }, () => pick(5))
-    const prompt = i % 3 === 0 ? [...shared.slice(0, 4 * pick(11)), ...own.slice(0, 1 + pick(4))] : own
-    const options: GenerateOptions = {
-      maxTokens: 1 + pick(40),
-      seed: i,
-      temperature: i % 2 ? 0 : 0.8,
-      logprobs: i % 4,
-      ...(i % 5 === 0 && { repetitionPenalty: 1.3, presencePenalty: 0.5, frequencyPenalty: 0.2 }),
-      ...(i % 7 === 0 && { logitBias: { 1: 2.5, 2: Number.NEGATIVE_INFINITY } }),
-      ...(i % 4 === 1 && { stopTokens: [3] }),
-    }
-    return { prompt, options }
-  })
-}
-
 const answer = ({ tokens, logprobs, finishReason, stopReason }: GenerationResult) => ({
   tokens,
   logprobs,
@@ -95,7 +68,7 @@ async function runAll({ model }: Opened, asked: Asked[], opt: (i: number) => Gen
   return { answers: results.map(answer), results, stats }
 }
 
-const asked = mixed(48)
+const asked = mixed(48, { vocab: 5, most: 40 })
 let alone: object[] | undefined
 /** Each request without speculation, alone. */
 async function expected(): Promise<object[]> {
@@ -142,17 +115,14 @@ describe.each(['draft', 'lookup'] as const)('with %s, a request gives the output
   })
 
   test('under random capacities, whatever else is cancelled', async () => {
-    const capacities = fc.record({
-      maxSlots: fc.integer({ min: 1, max: 8 }),
-      blocks: fc.integer({ min: 26, max: 60 }),
-      maxTokensPerStep: fc.integer({ min: 8, max: 70 }),
+    const limits = fc.record({
+      ...capacities,
       preemptEvery: fc.integer({ min: 2, max: 9 }),
-      prefixCache: fc.boolean(),
       speculative: fc.record({ tokens: fc.integer({ min: 1, max: 9 }) }),
     })
     const cancels = fc.array(fc.integer({ min: 0, max: 60 }), { minLength: 16, maxLength: 16 })
     await fc.assert(
-      fc.asyncProperty(capacities, cancels, fc.integer({ min: 0, max: 32 }), async (options, cancelAt, from) => {
+      fc.asyncProperty(limits, cancels, fc.integer({ min: 0, max: 32 }), async (options, cancelAt, from) => {
         const { model, runner } = open({ contextTokens: 100, ...options })
         const controllers = cancelAt.map(() => new AbortController())
         runner.before = (index) => {

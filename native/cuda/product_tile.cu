@@ -1,6 +1,7 @@
 // Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows, 16
-// in the registers of each warp, with up to 128 tokens at once, whose operands it copies from the workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. The blocks make the operands together
-// first, row by row: one launch does all.
+// in the registers of each warp, with up to 128 tokens at once, whose operands it copies from the workspace. Where rows are
+// few, the blocks of a cluster each sum a group of runs of K. The blocks make the operands together first, row by row: one
+// launch does all.
 #include <algorithm>
 
 #include "hopper.h"
