@@ -81,6 +81,7 @@ const document = z.object({
   goldens: z.array(check),
   tasks: z.array(z.object({ ...check.shape, correct: z.number(), total: z.number() })),
   invariance: z.array(check),
+  choices: z.array(check).default([]),
   faults: z.array(check).default([]),
   bench: z.array(row),
   peers: z.array(peer).default([]),

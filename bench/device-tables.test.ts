@@ -78,6 +78,14 @@ describe('results', () => {
     expect(text).not.toMatch(new RegExp(`decode, .*${run!.version} \\|$`, 'm'))
   })
 
+  it('say how many checks passed', () => {
+    const check = { quantize: 'none' as const, name: 'requests', pass: true }
+    const checked = { ...results.runs[0]!, choices: [check, { ...check, pass: false }], faults: [] }
+    expect(draw('x', { ...results, runs: [checked] }).get('x.md')).toMatch(
+      /\| random choices \|(.*\n){2}.*\| 1 of 2 \|/,
+    )
+  })
+
   it('are refused where they are something else', async () => {
     const path = join(tmpdir(), `ingot-results-${process.pid}.json`)
     writeFileSync(path, '{"device": 1}')

@@ -149,15 +149,17 @@ function memoryTable(breakdowns: readonly Breakdown[]): string {
 function checkTable({ runs }: DeviceResults): string {
   const passed = (checks: readonly { pass: boolean }[]) =>
     checks.length === 0 ? '' : `${checks.filter(({ pass }) => pass).length} of ${checks.length}`
-  const rows = runs.map(({ version, goldens, tasks, invariance, faults }) => [
+  const rows = runs.map(({ version, goldens, tasks, invariance, choices, faults }) => [
     version,
     passed(goldens),
     tasks.map(({ quantize, correct, total }) => `${quantize} ${correct}/${total}`).join(', '),
     passed(invariance),
+    passed(choices),
     passed(faults),
   ])
   const any = rows.filter(([, ...cells]) => cells.some(Boolean))
-  return markdownTable(['version', 'goldens', 'storyteller-7m tasks', 'invariance, deterministic', 'faults'], any)
+  const head = ['version', 'goldens', 'storyteller-7m tasks', 'invariance, deterministic', 'random choices', 'faults']
+  return markdownTable(head, any)
 }
 
 /** What the bars are about, of the cells and breakdowns that stand. */
