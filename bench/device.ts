@@ -38,6 +38,7 @@ interface Options {
   readonly breakdown?: boolean
   /** False: each step is submitted after the tokens of the last are read; true: as the backend does by default. */
   readonly pipelined: boolean
+  readonly reuse: boolean
   /** The Python that runs transformers beside this build; undefined: none does. */
   readonly peer?: string
   readonly rounds: number
@@ -238,20 +239,21 @@ async function measure(options: Options) {
     const checkpoint = join(options.models, name)
     if (!existsSync(join(checkpoint, 'config.json'))) await writeCheckpoint(shape(name), checkpoint)
     for (const quantize of options.formats) {
-      const { path } = await compile(checkpoint, { out: join(options.models, `${name}-${quantize}.ingot`), quantize })
+      const out = join(options.models, `${name}-${quantize}.ingot`)
+      if (!options.reuse || !existsSync(out)) await compile(checkpoint, { out, quantize })
       for (const deterministic of options.deterministic) {
         const { prompt, generate } = options
         const title = `${name} ${quantize}${deterministic ? ' deterministic' : ''}`
         const shared = { ...wayOf(options), deterministic, generate, repeats: 1 }
         try {
-          const report = await bench(path, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
+          const report = await bench(out, { ...shared, prompt, batches: options.batches, stepTokens: 2048 })
           const steps: Awaited<ReturnType<typeof breakdown>>[] = []
           rows.push({ shape: name, quantize, deterministic, report, steps })
           sayBench(title, report)
           if (options.breakdown)
-            for (const batch of options.batches) steps.push(await breakdown(path, options, deterministic, batch))
+            for (const batch of options.batches) steps.push(await breakdown(out, options, deterministic, batch))
           for (const tokens of options.prefill) {
-            const long = await bench(path, { ...shared, prompt: tokens, batches: [1], generate: 2, stepTokens: tokens })
+            const long = await bench(out, { ...shared, prompt: tokens, batches: [1], generate: 2, stepTokens: tokens })
             rows.push({ shape: name, quantize, deterministic, report: long })
             sayBench(title, long)
           }
@@ -310,6 +312,7 @@ const command = new Command('device')
   .option('--rounds <n>', 'turns of both sides', Number, 2)
   .option('--compiled <list>', 'numbers of sequences at which the peer is also compiled', numbers, [1, 128])
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
+  .option('--reuse', 'take the packages that are there already, whatever compiled them')
   .parse()
 const options = command.opts<Options>()
 const folder = await mkdtemp(join(tmpdir(), 'ingot-device-'))
