@@ -187,6 +187,23 @@ struct Packed {
   }
 };
 
+// Calls body(r, row r of x or nullptr past its end) for each row of tiles. A thread normalises into one buffer.
+template <class Body>
+void each_packed_row(const Context& context, const Input& x, const Packed& p, const Body& body) {
+  float* buffers = x.norm ? context.scratch.take<float>(context.pool.threads() * x.width) : nullptr;
+  context.pool.parallel(p.rows, ceil_div(kForkElements, x.width), [&](size_t begin, size_t end, unsigned thread) {
+    for (size_t r = begin; r < end; ++r) {
+      const float* row = r < x.rows ? x.row<float>(r) : nullptr;
+      if (row && x.norm) {
+        float* buffer = buffers + thread * x.width;
+        rms_normalize(row, x.norm, buffer, x.width, x.eps, x.offset);
+        row = buffer;
+      }
+      body(r, row);
+    }
+  });
+}
+
 template <class Tiles>
 Packed packed(const Context& context, const Input& x, size_t chunk_steps, std::byte*& tiles) {
   const size_t rows = round_up(x.rows, kRows), steps = ceil_div(x.width, Tiles::kStep);
@@ -197,33 +214,39 @@ Packed packed(const Context& context, const Input& x, size_t chunk_steps, std::b
 Packed pack(Bf16Tiles, const Context& context, const Input& x, size_t chunk_steps) {
   std::byte* tiles;
   const Packed p = packed<Bf16Tiles>(context, x, chunk_steps, tiles);
-  const InputRows rows(context, x, 1);
-  each_row(context, p.rows, x.width, [&](size_t r) {
-    const float* row = r < x.rows ? rows[r] : nullptr;
-    for (size_t c = 0; c < p.steps * Bf16Tiles::kStep; c += kLanes) {
-      const size_t left = row && c < x.width ? x.width - c : 0;
-      const Vec v = left ? load_n(row + c, left < kLanes ? left : kLanes) : zero();
-      std::byte* to = tiles + p.offset(r, c / Bf16Tiles::kStep) + c % Bf16Tiles::kStep * 2;
-      store_bf16(reinterpret_cast<uint16_t*>(to), v);
+  each_packed_row(context, x, p, [&](size_t r, const float* row) {
+    for (size_t i = 0; i < p.steps; i += p.chunk_steps) {
+      std::byte* to = tiles + p.offset(r, i);
+      const size_t end = p.steps - i < p.chunk_steps ? p.steps : i + p.chunk_steps;
+      for (size_t c = i * Bf16Tiles::kStep; c < end * Bf16Tiles::kStep; c += Bf16Tiles::kStep, to += kTileBytes) {
+        for (size_t half = 0; half < Bf16Tiles::kStep; half += kLanes) {
+          const size_t at = c + half, left = row && at < x.width ? x.width - at : 0;
+          const Vec v = left ? load_n(row + at, left < kLanes ? left : kLanes) : zero();
+          store_bf16(reinterpret_cast<uint16_t*>(to) + half, v);
+        }
+      }
     }
   });
   return p;
 }
 
 Packed pack(Int8Tiles, const Context& context, const Input& x, size_t chunk_steps) {
+  constexpr size_t kStep = Int8Tiles::kStep;
   std::byte* tiles;
   Packed p = packed<Int8Tiles>(context, x, chunk_steps, tiles);
   float* scales = context.scratch.take<float>(p.rows * ceil_div(x.width, kQuantBlock));
   p.scales = scales;
-  const InputRows rows(context, x, 1);
-  each_row(context, p.rows, x.width, [&](size_t r) {
-    for (size_t i = 0; i < p.steps; ++i) std::memset(tiles + p.offset(r, i), 0, 64);
-    const auto emit = [&](size_t k, Ints q) {
-      store_i8(reinterpret_cast<int8_t*>(tiles + p.offset(r, k / Int8Tiles::kStep) + k % Int8Tiles::kStep), q);
-    };
-    const auto scale = [&](size_t block, float s) { scales[block * p.rows + r] = s; };
-    if (r < x.rows) quantize_row(rows[r], x.width, emit, scale);
-    else for (size_t k = 0; k < x.width; k += kQuantBlock) scale(k / kQuantBlock, 0);
+  each_packed_row(context, x, p, [&](size_t r, const float* row) {
+    for (size_t i = 0; i < p.steps; i += kQuantBlock / kStep) {  // a block lies within a chunk
+      const size_t begin = i * kStep, left = x.width - begin, count = left < kQuantBlock ? left : kQuantBlock;
+      int8_t* to = reinterpret_cast<int8_t*>(tiles + p.offset(r, i));
+      float& scale = scales[begin / kQuantBlock * p.rows + r];
+      const size_t whole = row ? count / kStep * kStep : 0;  // the rest is padded with zeros
+      for (size_t k = whole; k < count; k += kStep) std::memset(to + k / kStep * kTileBytes, 0, kStep);
+      scale = row ? quantize_block(row + begin, count, [&](size_t k, Ints q) {
+        store_i8(to + k / kStep * kTileBytes + k % kStep, q);
+      }) : 0;
+    }
   });
   return p;
 }
