@@ -1,0 +1,375 @@
+// How near the products of a prefill come to the peak of the matrix units: prefill_bench [--seconds S] [--threads T]
+// [--rows R] [--only NAME,...] [--formats q4,q8,bf16] [--large-pages] [--check]. variants.sh builds it.
+//
+// Every kernel is checked for bits against the first at odd sizes, then all take turns over weights that no cache holds,
+// in the shapes of a Llama-3.2-1B: medians over rounds, and their share of the peak measured in the same run.
+// INGOT_VARIANTS, a list of V(name, exact), adds builds of the same sources with other constants; `exact` is 0 where
+// something is left out, so that the bits differ.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <string>
+
+#include "kernels.h"
+
+#if !defined(INGOT_VARIANTS)
+#define INGOT_VARIANTS
+#endif
+#define V(name, exact) namespace ingot::cpu::name { void linear(const Context&, const Call&); }
+INGOT_VARIANTS
+#undef V
+
+using namespace ingot;
+using namespace ingot::test;
+
+namespace {
+
+// Variants are of AMX; those over tiles in software run anywhere.
+#if defined(INGOT_VARIANTS_EMULATED)
+constexpr bool kRunsVariants = true;
+#else
+constexpr bool kRunsVariants = false;
+#endif
+
+using Clock = std::chrono::steady_clock;
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct Contender { std::string name; Kernel linear; bool exact; };
+
+struct Options {
+  double seconds = 60;
+  unsigned threads = 2;
+  size_t rows = 512;
+  std::string only, formats = "q4,q8,bf16";
+  bool large_pages = false, check = false;
+};
+
+bool listed(const std::string& list, const std::string& name) {
+  return ("," + list + ",").find("," + name + ",") != std::string::npos;
+}
+
+// Zeroed, aligned to 2 MB, on pages of the size asked for, as far as the system has them; lives as long as the process.
+std::byte* pages(size_t bytes, bool large) {
+  constexpr size_t kLarge = size_t{2} << 20;
+  const size_t size = (bytes + kLarge - 1) / kLarge * kLarge + kLarge;
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) std::perror("prefill_bench: mmap"), std::exit(1);
+  const auto at = (reinterpret_cast<uintptr_t>(data) + kLarge - 1) / kLarge * kLarge;
+  static_cast<void>(madvise(reinterpret_cast<void*>(at), size - kLarge, large ? MADV_HUGEPAGE : MADV_NOHUGEPAGE));
+  return reinterpret_cast<std::byte*>(at);
+}
+
+struct Fast {
+  uint64_t state = 88172645463325252u;
+  uint64_t operator()() { return state ^= state << 13, state ^= state >> 7, state ^= state << 17; }
+  double uniform() { return double((*this)() >> 11) * 0x1p-53; }
+};
+
+const char* name_of(DType dtype) { return dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16"; }
+
+struct Shape { const char* name; uint32_t n, k, branches; bool norm, residual; };
+constexpr Shape kShapes[] = {
+    {"q k v", 3072, 2048, 1, true, false},
+    {"attention out", 2048, 2048, 1, false, true},
+    {"gate, up", 8192, 2048, 2, true, false},
+    {"down", 2048, 8192, 1, false, true},
+};
+constexpr size_t kShapeCount = std::size(kShapes);
+
+size_t padded(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Random weights of one product: what a package would hold.
+struct Factors {
+  Weight weight, scales, sub_scales;
+  size_t bytes;
+};
+Factors make_factors(DType dtype, uint32_t n, uint32_t k, Fast& random, bool large) {
+  const size_t rows = padded(n, 16), cols = padded(k, 32);
+  const uint32_t blocks = uint32_t(spans(k, kQuantBlock)), groups = uint32_t(spans(k, kQuantGroup));
+  const size_t bytes = byte_size(dtype, rows * cols);
+  const size_t scale_bytes = has_scales(dtype) ? rows * blocks * 2 : 0, sub_bytes = dtype == DType::i4 ? rows * groups : 0;
+  std::byte* const data = pages(bytes + padded(scale_bytes, 64) + sub_bytes, large);
+  auto* words = reinterpret_cast<uint64_t*>(data);
+  for (size_t i = 0; i < bytes / 8; ++i) {
+    uint64_t w = random();
+    // bf16: +-2^-5 to 2^-4; int8: never -128
+    if (dtype == DType::bf16) w = (w & 0x807f807f807f807f) | 0x3d003d003d003d00;
+    if (dtype == DType::i8) w &= 0xbfbfbfbfbfbfbfbf;
+    words[i] = w;
+  }
+  auto* scales = reinterpret_cast<uint16_t*>(data + bytes);
+  for (size_t i = 0; i < scale_bytes / 2; ++i) scales[i] = uint16_t(0x1000 + random() % 0x800);
+  auto* subs = reinterpret_cast<int8_t*>(data + bytes + padded(scale_bytes, 64));
+  for (size_t i = 0; i < sub_bytes; ++i) subs[i] = int8_t(int(random() % 31) - 15);
+  Factors f{{data, n, k, dtype, layout_of(dtype)}, {}, {}, bytes + scale_bytes + sub_bytes};
+  if (scale_bytes) f.scales = {data + bytes, n, blocks, DType::f16, Layout::tile16};
+  if (sub_bytes) f.sub_scales = {reinterpret_cast<std::byte*>(subs), n, groups, DType::i8, Layout::tile16};
+  return f;
+}
+
+struct Rows {
+  Matrix matrix;
+  Rows(size_t rows, uint32_t width, Fast* random) {
+    const size_t stride = padded(width * 4, 64);
+    matrix = {pages(rows * stride, false), stride, uint32_t(rows), width, DType::f32};
+    for (size_t r = 0; random && r < rows; ++r)
+      for (size_t c = 0; c < width; ++c) matrix.row<float>(r)[c] = float(random->uniform() + random->uniform() - 1);
+  }
+};
+
+struct Bench {
+  Scratch scratch;
+  Step step{};
+
+  // Seconds of one call on the lease that is held.
+  double run(Kernel linear, const Call& call) {
+    const auto start = Clock::now();
+    linear({step, ThreadPool::shared(), scratch}, call);
+    const double taken = since(start);
+    scratch.reset();
+    return taken;
+  }
+};
+
+struct Product {
+  Call call{};
+  op::linear::Params params;
+  Product(const Factors& f, uint32_t branches, uint32_t width, uint32_t k, Matrix x, Matrix out, const Weight& norm,
+          Matrix residual)
+      : params{32, 1, 1, width, k, uint32_t(branches == 2 ? Activation::silu : Activation::none), branches, 1e-5f, 0} {
+    call.inputs[op::linear::in_x] = x;
+    call.inputs[op::linear::in_residual] = residual;
+    call.outputs[0] = out;
+    call.weights[op::linear::weight_weight] = f.weight;
+    call.weights[op::linear::weight_scales] = f.scales;
+    call.weights[op::linear::weight_sub_scales] = f.sub_scales;
+    call.weights[op::linear::weight_norm] = norm;
+  }
+  Product(const Product&) = delete;
+  const Call& operator()() { return call.params = &params, call; }
+};
+
+uint64_t digest(const Matrix& m) {
+  uint64_t hash = 1469598103934665603u;
+  for (size_t r = 0; r < m.rows; ++r)
+    for (size_t c = 0; c < m.width; ++c) hash = (hash ^ m.row<uint32_t>(r)[c]) * 1099511628211u;
+  return hash;
+}
+
+// All exact contenders give the bits of the first; returns whether they do.
+bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool large) {
+  Fast random;
+  bool same = true;
+  const size_t rows[] = {9, 16, 31, 33, 70, 97, 530};
+  const std::array<uint32_t, 2> sizes[] = {{48, 32},  {100, 96},  {64, 256},   {272, 288},
+                                           {304, 2080}, {80, 4672}, {560, 1024}};
+  for (DType dtype : {DType::i4, DType::i8, DType::bf16}) {
+    for (const auto& [n, k] : sizes) {
+      for (uint32_t branches : {1u, 2u}) {
+        const Factors f = make_factors(dtype, uint32_t(padded(n, 16)) * branches, k, random, large);
+        for (size_t m : rows) {
+          if (m > 100 && (k > 2080 || k < 288)) continue;
+          Rows x(m, k, &random), residual(m, n, &random);
+          std::vector<float> norm(k, 0.75f);
+          const Rows out(m, n, nullptr);
+          uint64_t expected = 0;
+          for (const Contender& c : contenders) {
+            if (!c.exact) continue;
+            for (size_t r = 0; r < m; ++r) std::memset(out.matrix.row<float>(r), 0, out.matrix.stride);
+            Product p(f, branches, n, k, x.matrix, out.matrix,
+                      branches == 2 ? Weight{reinterpret_cast<std::byte*>(norm.data()), 1, k, DType::f32, Layout::row} : Weight{},
+                      residual.matrix);
+            bench.run(c.linear, p());
+            const uint64_t got = digest(out.matrix);
+            if (&c == &contenders[0]) expected = got;
+            if (got != expected) {
+              std::printf("DIFFERS %s: %s %zu rows, %u outputs, %u along K, %u branches\n", c.name.c_str(),
+                          name_of(dtype), m, n, k, branches);
+              same = false;
+            }
+          }
+        }
+      }
+    }
+  }
+  return same;
+}
+
+// Layers of one format, until no cache holds their weights.
+struct Stack {
+  DType dtype;
+  std::vector<std::array<std::unique_ptr<Product>, kShapeCount>> layers;
+  Stack(DType dtype, size_t rows, bool large) : dtype(dtype) {
+    constexpr size_t kLeastBytes = size_t{360} << 20;
+    Fast random;
+    std::vector<Matrix> xs, outs, residuals;
+    static std::vector<float> ones(8192, 1.0f);
+    const Weight ones_weight{reinterpret_cast<std::byte*>(ones.data()), 1, 2048, DType::f32, Layout::row};
+    for (const Shape& s : kShapes) {
+      xs.push_back(Rows(rows, s.k, &random).matrix);
+      outs.push_back(Rows(rows, s.n, nullptr).matrix);
+      residuals.push_back(s.residual ? Rows(rows, s.n, &random).matrix : Matrix{});
+    }
+    for (size_t bytes = 0; bytes < kLeastBytes;) {
+      layers.emplace_back();
+      for (size_t i = 0; i < kShapeCount; ++i) {
+        const Shape& s = kShapes[i];
+        const Factors f = make_factors(dtype, s.n * s.branches, s.k, random, large);
+        bytes += f.bytes;
+        layers.back()[i] = std::make_unique<Product>(f, s.branches, s.n, s.k, xs[i], outs[i],
+                                                     s.norm ? ones_weight : Weight{}, residuals[i]);
+      }
+    }
+  }
+};
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v.empty() ? 0 : v[v.size() / 2];
+}
+
+cpu::Ceilings ceilings_of(const cpu::InstructionSet& set, unsigned threads) {
+  cpu::Ceilings ceilings;
+  if (cpu::measure_ceilings(set, threads, ceilings)) std::fprintf(stderr, "prefill_bench: no memory\n"), std::exit(1);
+  return ceilings;
+}
+// Peak of the unit that multiplies a format, in operations a second.
+double peak(const cpu::Ceilings& ceilings, DType dtype) {
+  const std::string unit = dtype == DType::bf16 ? "bf16" : "i8";
+  double best = 0;
+  for (const cpu::Measurement& m : ceilings.measurements) {
+    const bool own = std::string(m.name).starts_with(unit) || !std::strcmp(m.name, "f32");
+    if (own) best = std::max(best, median(m.samples) * 1e9);
+  }
+  return best;
+}
+
+// seconds[contender][shape]: of a round, all layers.
+using Times = std::vector<std::array<std::vector<double>, kShapeCount>>;
+
+void one_round(Bench& bench, Stack& stack, const std::vector<Contender>& contenders, size_t first, Times& times) {
+  for (size_t i = 0; i < contenders.size(); ++i) {
+    const size_t c = (first + i) % contenders.size();
+    std::array<double, kShapeCount> spent{};
+    for (auto& layer : stack.layers)
+      for (size_t s = 0; s < kShapeCount; ++s) spent[s] += bench.run(contenders[c].linear, (*layer[s])());
+    for (size_t s = 0; s < kShapeCount; ++s) times[c][s].push_back(spent[s]);
+  }
+}
+
+void report(const Stack& stack, const std::vector<Contender>& contenders, const Times& times, size_t rows, double peak) {
+  std::printf("\n%s, %zu rows, %zu layers, %zu rounds, peak %.2f T/s: T/s by product, share of the peak, against the first\n",
+              name_of(stack.dtype), rows, stack.layers.size(), times[0][0].size(), peak * 1e-12);
+  std::printf("  %-24s", "");
+  for (const Shape& s : kShapes) std::printf("%14s", s.name);
+  std::printf("%10s%8s%22s\n", "all", "share", "ratio [least, most]");
+  std::vector<double> base;
+  for (size_t c = 0; c < contenders.size(); ++c) {
+    std::printf("  %-24s", contenders[c].name.c_str());
+    std::vector<double> all(times[c][0].size()), ratios;
+    double operations = 0;
+    for (size_t s = 0; s < kShapeCount; ++s) {
+      const Shape& shape = kShapes[s];
+      const double work = 2.0 * double(rows) * shape.n * shape.branches * shape.k * double(stack.layers.size());
+      operations += work;
+      for (size_t i = 0; i < all.size(); ++i) all[i] += times[c][s][i];
+      std::printf("%14.2f", work / median(times[c][s]) * 1e-12);
+    }
+    if (c == 0) base = all;
+    for (size_t i = 0; i < all.size(); ++i) ratios.push_back(base[i] / all[i]);
+    std::sort(ratios.begin(), ratios.end());
+    const double rate = operations / median(all);
+    std::printf("%10.2f%7.1f%%%9.2f [%.2f, %.2f]%s\n", rate * 1e-12, peak ? 100 * rate / peak : 0, median(ratios),
+                ratios.front(), ratios.back(), contenders[c].exact ? "" : "  (wrong bits: something left out)");
+  }
+  std::fflush(stdout);
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string a = argv[i];
+    const auto value = [&]() -> const char* {
+      if (i + 1 == argc) std::fprintf(stderr, "prefill_bench: %s wants a value\n", argv[i]), std::exit(2);
+      return argv[++i];
+    };
+    if (a == "--seconds") o.seconds = std::atof(value());
+    else if (a == "--threads") o.threads = unsigned(std::atoi(value()));
+    else if (a == "--rows") o.rows = size_t(std::atoi(value()));
+    else if (a == "--only") o.only = value();
+    else if (a == "--formats") o.formats = value();
+    else if (a == "--large-pages") o.large_pages = true;
+    else if (a == "--check") o.check = true;
+    else std::fprintf(stderr, "prefill_bench: unknown option %s\n", argv[i]), std::exit(2);
+  }
+  return o;
+}
+
+// The best instruction set, then its variants; the one before it too, where nothing else would hold its bits.
+std::vector<Contender> contenders_of(const Options& o) {
+  std::vector<Contender> all;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets())
+    if (set.table && all.size() < 2) all.push_back({set.name, set.table->kernels[op::linear::id], true});
+  if (kRunsVariants || all[0].name == "amx") {
+#define V(name, exact) all.push_back({#name, cpu::name::linear, exact});
+    INGOT_VARIANTS
+#undef V
+  }
+  std::vector<Contender> chosen;
+  for (const Contender& c : all)
+    if (o.only.empty() || listed(o.only, c.name)) chosen.push_back(c);
+  return chosen;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options o = parse(argc, argv);
+  const FlushDenormals flush;
+  std::vector<Contender> contenders = contenders_of(o);
+  if (contenders.empty()) return std::fprintf(stderr, "prefill_bench: nothing of that name\n"), 2;
+  const cpu::InstructionSet* best = nullptr;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets())
+    if (set.table && !best) best = &set;
+  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best->name, o.threads);
+  Bench bench;
+  bool same;
+  {
+    const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
+    same = same_bits(bench, contenders, o.large_pages);
+  }
+  std::printf("bits: %s\n", same ? "all the same" : "DIFFER");
+  std::fflush(stdout);
+  if (o.check) return same ? 0 : 1;
+  if (o.large_pages) {
+    // Before anything touches it: scratch keeps its region.
+    auto* all = bench.scratch.take<std::byte>(size_t{96} << 20);
+    const auto at = (reinterpret_cast<uintptr_t>(all) + 4095) / 4096 * 4096;
+    static_cast<void>(madvise(reinterpret_cast<void*>(at), size_t{95} << 20, MADV_HUGEPAGE));
+    bench.scratch.reset();
+  }
+  if (contenders.size() > 2 && o.only.empty()) contenders.erase(contenders.begin() + 1);  // it was there for its bits
+  std::vector<Stack> stacks;
+  for (DType dtype : {DType::i4, DType::i8, DType::bf16})
+    if (listed(o.formats, name_of(dtype))) stacks.emplace_back(dtype, o.rows, o.large_pages);
+  const cpu::Ceilings before = ceilings_of(*best, o.threads);
+  std::vector<Times> times(stacks.size(), Times(contenders.size()));
+  {
+    const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
+    for (Stack& stack : stacks)  // scratch grows
+      for (const Contender& c : contenders)
+        for (auto& product : stack.layers[0]) bench.run(c.linear, (*product)());
+    const auto start = Clock::now();
+    for (size_t round = 0; round < 1 || since(start) < o.seconds; ++round)
+      for (size_t i = 0; i < stacks.size(); ++i) one_round(bench, stacks[i], contenders, round * 7, times[i]);
+  }
+  const cpu::Ceilings after = ceilings_of(*best, o.threads);
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    const double most = std::max(peak(before, stacks[i].dtype), peak(after, stacks[i].dtype));
+    report(stacks[i], contenders, times[i], o.rows, most);
+  }
+  return same ? 0 : 1;
+}
