@@ -339,7 +339,9 @@ int main(int argc, char** argv) {
   bool same;
   {
     const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
+    bench.scratch.set_noisy(true);
     same = same_bits(bench, contenders, o.large_pages);
+    bench.scratch.set_noisy(false);
   }
   std::printf("bits: %s\n", same ? "all the same" : "DIFFER");
   std::fflush(stdout);
