@@ -40,9 +40,12 @@ void sweep(const Product& product, const Done& done, size_t row, size_t begin, s
 // Tiles [begin, end) of a range of rows, a panel at a time.
 template <class Product, class Done>
 void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Done& done) {
+  const bool once = rows.end - rows.begin <= kPanel;
   for (size_t row = rows.begin; row < rows.end; row += kPanel) {
-    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel,
-              [&]<int R>() { sweep<R, tiles_of(R)>(product, done, row, begin, end); });
+    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel, [&]<int R>() {
+      if (once) sweep<R, streams_of(R)>(product, done, row, begin, end);
+      else sweep<R, tiles_of(R)>(product, done, row, begin, end);
+    });
   }
 }
 
@@ -167,7 +170,7 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
       const size_t count = tiles.end - t < kTiles ? tiles.end - t : kTiles;
       for (size_t i = 0; i < count; ++i) expand_tile(factors, k, t + i, {0, k}, buffer + i * tile_bytes);
       // Tiles of the product count from t: buffer, scales and outputs begin there.
-      const IntegerProduct<Int8Weights> product{
+      const IntegerProduct<CachedWeights> product{
           q.panels, q.scales, q.offsets, buffer, factors.scales.as<uint16_t>() + t * blocks * kLanes, nullptr, k};
       run_rows(product, rows, 0, count,
                [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });

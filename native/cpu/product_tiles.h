@@ -10,12 +10,25 @@ namespace ingot::cpu::INGOT_ISA {
 
 // Rows of a full panel: as many as keep the sums of a block in registers (32 of 512 bits; else 16).
 inline constexpr int kPanel = kParts == 1 ? 8 : kParts == 2 ? 4 : 2;
-// Tiles a block takes at once: fewer rows leave registers for more tiles, hence more memory streams.
+// Tiles a block takes at once: fewer rows leave registers for more, which share the loads of x.
 inline constexpr int tiles_of(int rows) { return kParts == 1 ? (rows <= 2 ? 4 : 2) : (rows == 1 ? 2 : 1); }
+// The same where weights come from memory for these rows alone, and a tile is a stream: AMD's cores read one a fifth
+// faster than four; Intel's, which have AMX, read four at 94 % of what the memory gives.
+#if defined(INGOT_ISA_amx) || defined(INGOT_ISA_portable)
+inline constexpr int streams_of(int rows) { return tiles_of(rows); }
+#else
+inline constexpr int streams_of(int) { return 1; }
+#endif
 
-// How far ahead of a load its line is asked for: a core reads a tenth faster than its own prefetchers make it.
-inline constexpr size_t kPrefetchBytes = 1024;
-inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kPrefetchBytes); }
+// How far ahead of a load its line is asked for, in all streams together: memory under load answers late.
+inline constexpr size_t kPrefetchBytes = 8192;
+// From byte `at` of a tile of `bytes` to what is asked for then: past its end the stream goes on T tiles later.
+template <int T>
+inline ptrdiff_t ahead_of(size_t at, size_t bytes) {
+  constexpr size_t ahead = kPrefetchBytes / T;
+  return ptrdiff_t(ahead + (at + ahead < bytes ? 0 : (T - 1) * bytes));
+}
+inline void prefetch(const void* p, ptrdiff_t ahead = 0) { __builtin_prefetch(static_cast<const char*>(p) + ahead); }
 
 template <int R, int T>
 inline void clear(Vec (&sums)[R][T]) {
@@ -54,12 +67,12 @@ struct FloatProduct {
 
   // Adds element k = 2 i + Parity of every row and output.
   template <int Parity, int R, int T>
-  void step(const float* a, const typename Weights::Element* w, size_t at, Vec (&s)[R][T]) const {
+  void step(const float* a, const typename Weights::Element* w, size_t at, ptrdiff_t ahead, Vec (&s)[R][T]) const {
     Vec b[T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       b[t] = Weights::template load<Parity>(w + t * tile_stride(), at);
-      if (Parity == 0) prefetch(w + t * tile_stride() + at * kLanes);
+      if (Parity == 0) prefetch(w + t * tile_stride() + at * kLanes, ahead);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -75,22 +88,23 @@ struct FloatProduct {
     const typename Weights::Element* w = weight + tile * tile_stride();
     clear(acc);
     for (size_t k0 = 0; k0 < k; k0 += 32) {
-      const size_t n = k - k0 < 32 ? k - k0 : 32;
+      const size_t n = k - k0 < 32 ? k - k0 : 32, line = kLanes * sizeof *w;
+      const ptrdiff_t ahead = ahead_of<T>(k0 * line, k * line);
       Vec even[R][T], odd[R][T];
       if constexpr (R * T * kParts <= (kParts == 1 ? 8 : 4)) {
         // Both sums fit in registers: one pass, which keeps more loads from memory in flight.
         clear(even);
         clear(odd);
         for (size_t i = 0; i < n / 2; ++i) {
-          step<0>(a, w, k0 + 2 * i, even);
-          step<1>(a, w, k0 + 2 * i + 1, odd);
+          step<0>(a, w, k0 + 2 * i, ahead, even);
+          step<1>(a, w, k0 + 2 * i + 1, ahead, odd);
         }
-        if (n % 2) step<0>(a, w, k0 + n - 1, even);
+        if (n % 2) step<0>(a, w, k0 + n - 1, ahead, even);
       } else {
         clear(even);
-        for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, even);
+        for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, ahead, even);
         clear(odd);
-        for (size_t i = 0; i < n / 2; ++i) step<1>(a, w, k0 + 2 * i + 1, odd);
+        for (size_t i = 0; i < n / 2; ++i) step<1>(a, w, k0 + 2 * i + 1, ahead, odd);
       }
       for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t) acc[r][t] = acc[r][t] + (even[r][t] + odd[r][t]);
@@ -101,13 +115,19 @@ struct FloatProduct {
 // Quads 2 i + Parity of 16 outputs, plus kOffset.
 struct Int8Weights {
   using Element = int8_t;
+  static constexpr bool kInMemory = true;
   static constexpr int32_t kOffset = kQuadOffset;
   static constexpr size_t kPerElement = 1, kSpan = kQuantBlock;
   template <int Parity>
   static auto load(const int8_t* tile, size_t quad) { return load_quads(tile + quad * 4 * kLanes); }
 };
+// int8 that lie in a thread's own cache, where asking ahead would take lines from another's.
+struct CachedWeights : Int8Weights {
+  static constexpr bool kInMemory = false;
+};
 struct Int4Weights {
   using Element = uint8_t;
+  static constexpr bool kInMemory = true;
   static constexpr int32_t kOffset = kNibbleOffset;
   static constexpr size_t kPerElement = 2, kSpan = kQuantGroup;
   template <int Parity>
@@ -129,12 +149,13 @@ struct IntegerProduct {
 
   // Adds quad 2 i + Parity of every row and output.
   template <int Parity, int R, int T>
-  void step(const int8_t* a, const Element* w, size_t quad, Ints (&s)[R][T]) const {
+  void step(const int8_t* a, const Element* w, size_t quad, ptrdiff_t ahead, Ints (&s)[R][T]) const {
     decltype(Weights::template load<Parity>(w, quad)) b[T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       b[t] = Weights::template load<Parity>(w + t * tile_stride(), quad);
-      if (Parity == 0 || Weights::kPerElement == 1) prefetch(w + t * tile_stride() + quad * 64 / Weights::kPerElement);
+      if (Weights::kInMemory && (Parity == 0 || Weights::kPerElement == 1))
+        prefetch(w + t * tile_stride() + quad * 64 / Weights::kPerElement, ahead);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -146,23 +167,31 @@ struct IntegerProduct {
 
   // The sums over one span, biased by its offsets.
   template <int R, int T>
-  void span(const int8_t* a, const Element* w, const int32_t* offset, size_t at, Ints (&s)[R][T]) const {
+  void span(const int8_t* a, const Element* w, const int32_t* offset, size_t at, ptrdiff_t ahead,
+            Ints (&s)[R][T]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) s[r][t] = set_int(offset[at * R + r]);
-    const size_t first = at * (Weights::kSpan / 4), last = first + Weights::kSpan / 4;
-    for (size_t quad = first; quad < (last < k / 4 ? last : k / 4); quad += 2) {
-      step<0>(a, w, quad, s);
-      step<1>(a, w, quad + 1, s);
+    const size_t first = at * Weights::kSpan, last = first + Weights::kSpan < k ? first + Weights::kSpan : k;
+    for (size_t from = first; from < last; from += kQuantGroup) {
+      const int8_t* x = a + from * R;
+      const Element* group = w + from * kLanes / Weights::kPerElement;
+#pragma GCC unroll 4
+      for (size_t quad = 0; quad < kQuantGroup / 4; quad += 2) {
+        step<0>(x, group, quad, ahead, s);
+        step<1>(x, group, quad + 1, ahead, s);
+      }
     }
   }
 
   // The integer sums of block `at`.
   template <int R, int T>
-  void sum(const int8_t* a, const Element* w, const int32_t* offset, size_t tile, size_t at, Ints (&total)[R][T]) const {
+  void sum(const int8_t* a, const Element* w, const int32_t* offset, size_t tile, size_t at,
+           Ints (&total)[R][T]) const {
+    const ptrdiff_t ahead = ahead_of<T>(at * kQuantBlock * kLanes / Weights::kPerElement, tile_stride());
     if constexpr (!kSubScaled) {
-      span(a, w, offset, at, total);
+      span(a, w, offset, at, ahead, total);
     } else {
       constexpr size_t kGroups = kQuantBlock / kQuantGroup;
       const size_t groups = k / kQuantGroup, end = (at + 1) * kGroups < groups ? (at + 1) * kGroups : groups;
@@ -170,7 +199,7 @@ struct IntegerProduct {
         for (int t = 0; t < T; ++t) total[r][t] = set_int(0);
       for (size_t g = at * kGroups; g < end; ++g) {
         Ints s[R][T];
-        span(a, w, offset, g, s);
+        span(a, w, offset, g, ahead, s);
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
           const Ints scale = load_ints(sub_scales + ((tile + t) * groups + g) * kLanes);
@@ -178,6 +207,16 @@ struct IntegerProduct {
           for (int r = 0; r < R; ++r) total[r][t] = add_product16(total[r][t], s[r][t], scale);
         }
       }
+    }
+  }
+
+  // Asks for what scales block `at` of `tile`.
+  void prefetch_scales(size_t tile, size_t at) const {
+    prefetch(scales + (tile * ceil_div(k, kQuantBlock) + at) * kLanes);
+    if constexpr (kSubScaled) {
+      constexpr size_t kGroups = kQuantBlock / kQuantGroup;
+      const int8_t* from = sub_scales + (tile * (k / kQuantGroup) + at * kGroups) * kLanes;
+      for (size_t line = 0; line < kGroups * kLanes; line += 64) prefetch(from + line);
     }
   }
 
@@ -191,6 +230,9 @@ struct IntegerProduct {
     clear(acc);
     for (size_t b = 0; b < blocks; ++b) {
       Ints total[R][T];
+      for (int t = 0; Weights::kInMemory && t < T; ++t) prefetch_scales(tile + T + t, b);
+      // In memory meanwhile: else a compiler spills integer sums, which are added to all the time.
+      if constexpr (kSubScaled && kParts == 1 && R * T >= 8) asm volatile("" : "+m"(acc));
       sum(a, w, offset, tile, b, total);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
