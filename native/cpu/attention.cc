@@ -23,6 +23,9 @@ struct Tile { uint32_t sequence, first, count, split, splits; };  // splits that
 // What a thread does at once: some of a tile's splits, for one head of keys.
 struct Unit { uint32_t tile, split, splits; };
 
+// Keys and values that rows read together: those of one head in one split.
+struct Piece { const Tile* tile; size_t head, split; };
+
 struct Attention {
   Attention(const Context& context, const Call& call);
   void run() const;
@@ -63,7 +66,8 @@ struct Attention {
   template <class S> void prepare(size_t t, float* memory) const;
   size_t cut(Tile* tiles, size_t most_rows) const;
   size_t units_of(const Tile* tiles, size_t count, bool by_split, Unit* units) const;
-  template <class S> void attend(const Tile& tile, size_t head, size_t split, float* memory, const Partial& to) const;
+  Range seen(const Tile& tile, size_t split) const;
+  template <class S> void attend(const Piece& piece, const Piece& next, float* memory, const Partial& to) const;
   void finish(const Tile& tile, size_t head, const Partial& partial) const;
   template <class S> void run_tiles() const;
 
@@ -169,19 +173,25 @@ size_t Attention::units_of(const Tile* tiles, size_t count, bool by_split, Unit*
   return n;
 }
 
-// The rows of a tile, for one head of keys, over one split.
-template <class S>
-void Attention::attend(const Tile& tile, size_t head, size_t split, float* memory, const Partial& to) const {
-  const Step& step = context.step;
+// Positions of a split that the rows of a tile see, from the start of a page.
+Range Attention::seen(const Tile& tile, size_t split) const {
   const size_t first = row_position(tile, 0), last = row_position(tile, tile.count - 1);
   const size_t low = sees_from(first) / Pages::kTokens * Pages::kTokens, high = sees_to(tile, last);
-  const size_t begin = low > split * kSplit ? low : split * kSplit;
-  const size_t end = high < (split + 1) * kSplit ? high : (split + 1) * kSplit;
+  return {low > split * kSplit ? low : split * kSplit, high < (split + 1) * kSplit ? high : (split + 1) * kSplit};
+}
+
+// The rows of a tile over one piece; `next`, of a tile or of none, is what this thread will probably read then.
+template <class S>
+void Attention::attend(const Piece& piece, const Piece& next, float* memory, const Partial& to) const {
+  const Step& step = context.step;
+  const Tile& tile = *piece.tile;
+  const size_t head = piece.head;
+  const auto [begin, end] = seen(tile, piece.split);
   float* scores = memory;
   float* scales = scores + round_up(tile.count, kLanes) * kScoreStride;
   float* buffer = scales + 2 * kSplit;
 
-  SplitPages<S> split_pages{{}, {}, ceil_div(end - begin, Pages::kTokens), dim};
+  SplitPages<S> split_pages{{}, {}, ceil_div(end - begin, Pages::kTokens), dim, {}};
   const size_t count = split_pages.count, present = end % Pages::kTokens;
   for (size_t i = 0; i < count; ++i) {
     const size_t page = begin / Pages::kTokens + i;
@@ -200,6 +210,12 @@ void Attention::attend(const Tile& tile, size_t head, size_t split, float* memor
     auto* copy = reinterpret_cast<typename S::Element*>(buffer);
     pages.copy_present<S>(split_pages.values[count - 1], present, copy);
     split_pages.values[count - 1] = copy;
+  }
+
+  for (size_t i = 0; next.tile && i < 2; ++i) {
+    const auto [from, until] = seen(*next.tile, next.split);
+    const size_t page = from / Pages::kTokens + i;
+    if (page * Pages::kTokens < until) split_pages.next[i] = pages.keys<S>(next.tile->sequence, page, next.head);
   }
 
   const size_t row = (head * step.tokens + size_t(step.sequence_start[tile.sequence])) * group + tile.first;
@@ -273,8 +289,14 @@ void Attention::run_tiles() const {
     const auto partial_of = [&](size_t u) {
       return Partial(partials + (u * p.kv_heads + head) * partial_floats, tile.count);
     };
+    // Threads keep about the same pace.
+    Piece after{};
+    if (item >= threads) {
+      const Unit& later = units[(item - threads) / p.kv_heads];
+      after = {tiles + later.tile, (item - threads) % p.kv_heads, later.split};
+    }
     if (by_split) {
-      attend<S>(tile, head, unit.split, own, partial_of(index));
+      attend<S>({&tile, head, unit.split}, after, own, partial_of(index));
       std::atomic<uint32_t>& left = missing[unit.tile * p.kv_heads + head];
       if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
       const size_t first = index - (unit.split - tile.split);
@@ -284,7 +306,8 @@ void Attention::run_tiles() const {
     }
     const Partial sum(own + floats - 2 * partial_floats, tile.count), next(own + floats - partial_floats, tile.count);
     for (size_t s = 0; s < tile.splits; ++s) {
-      attend<S>(tile, head, tile.split + s, own, s ? next : sum);
+      const Piece later = s + 1 < tile.splits ? Piece{&tile, head, tile.split + s + 1} : after;
+      attend<S>({&tile, head, tile.split + s}, later, own, s ? next : sum);
       if (s) sum.merge(next, tile.count, dim);
     }
     finish(tile, head, sum);
@@ -297,7 +320,8 @@ void Attention::run() const {
   float* memory = context.scratch.take<float>(step.tokens * floats);
   with_state(dtype, [&]<class S>() {
     // All keys first: a token sees those that this step appends for earlier tokens of its sequence.
-    each_row(context, step.tokens, (p.heads + 2 * p.kv_heads) * dim,
+    // Each element is turned and scattered, not just copied.
+    each_row(context, step.tokens, 4 * (p.heads + 2 * p.kv_heads) * dim,
              [&](size_t t) { prepare<S>(t, memory + t * floats); });
     run_tiles<S>();
   });

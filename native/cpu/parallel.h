@@ -15,6 +15,8 @@ inline constexpr size_t kForkElements = 8192;
 inline constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 inline constexpr size_t round_up(size_t a, size_t b) { return ceil_div(a, b) * b; }
 
+struct Range { size_t begin, end; };
+
 // body(r) for each of `rows` rows of `width` elements.
 template <class Body>
 void each_row(const Context& context, size_t rows, size_t width, const Body& body) {

@@ -77,8 +77,6 @@ inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile
 // Multiply-adds below which a fork costs more than it saves.
 inline constexpr size_t kForkProducts = 65536;
 
-struct Range { size_t begin, end; };
-
 // Calls body(tiles of `out`, rows, thread): splits them over the pool by tiles, so that a weight is read once, and by rows
 // too where tiles are few.
 template <class Body>
