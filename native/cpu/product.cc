@@ -38,14 +38,11 @@ void sweep(const Product& product, const Done& done, size_t row, size_t begin, s
 }
 
 // Tiles [begin, end) of a range of rows, a panel at a time.
-template <class Product, class Done>
+template <bool Streams, class Product, class Done>
 void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Done& done) {
-  const bool once = rows.end - rows.begin <= kPanel;
   for (size_t row = rows.begin; row < rows.end; row += kPanel) {
-    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel, [&]<int R>() {
-      if (once) sweep<R, streams_of(R)>(product, done, row, begin, end);
-      else sweep<R, tiles_of(R)>(product, done, row, begin, end);
-    });
+    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel,
+              [&]<int R>() { sweep<R, Streams ? streams_of(R) : tiles_of(R)>(product, done, row, begin, end); });
   }
 }
 
@@ -54,12 +51,15 @@ void run_blocks(const Context& context, const Product& product, const Epilogue& 
                 const Matrix& out) {
   const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
   const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
-  const size_t branches = epilogue.branches;
-  split(context, ceil_div(out.width, kLanes), rows, kPanel, rows * product.k * out.width * branches,
+  const size_t branches = epilogue.branches, tiles = ceil_div(out.width, kLanes);
+  const bool streams = rows <= kPanel && tiles * branches * product.tile_stride() * sizeof *product.weight >= kStreamed;
+  split(context, tiles, rows, kPanel, rows * product.k * out.width * branches,
         [&](Range outputs, Range part, unsigned) {
           const Range tiles{outputs.begin * branches, outputs.end * branches};
           for (size_t t = tiles.begin; t < tiles.end; t += group) {
-            run_rows(product, part, t, tiles.end - t < group ? tiles.end : t + group, done);
+            const size_t end = tiles.end - t < group ? tiles.end : t + group;
+            if (streams) run_rows<true>(product, part, t, end, done);
+            else run_rows<false>(product, part, t, end, done);
           }
         });
 }
@@ -172,8 +172,8 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
       // Tiles of the product count from t: buffer, scales and outputs begin there.
       const IntegerProduct<CachedWeights> product{
           q.panels, q.scales, q.offsets, buffer, factors.scales.as<uint16_t>() + t * blocks * kLanes, nullptr, k};
-      run_rows(product, rows, 0, count,
-               [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
+      run_rows<false>(product, rows, 0, count,
+                      [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
     }
   };
   split(context, ceil_div(out.width, kLanes), x.rows, kPanel, x.rows * k * out.width * branches, piece);

@@ -20,6 +20,9 @@ inline constexpr int streams_of(int rows) { return tiles_of(rows); }
 inline constexpr int streams_of(int) { return 1; }
 #endif
 
+// Bytes of a weight from which on it is taken to come from memory: what has smaller ones lies in caches as a whole.
+inline constexpr size_t kStreamed = size_t{1} << 20;
+
 // How far ahead of a load its line is asked for, in all streams together: memory under load answers late.
 inline constexpr size_t kPrefetchBytes = 8192;
 // From byte `at` of a tile of `bytes` to what is asked for then: past its end the stream goes on T tiles later.
