@@ -3,6 +3,7 @@
  *
  * Decoders are not per token: bytes of one character are spread over tokens, and a space may depend on what stands
  * before. So each step decodes a short window that begins at a point where the text was whole, and emits what is new.
+ * Where a token that is whole by itself reads the same behind any whole text, it is not decoded again.
  * A trailing U+FFFD may be a character whose bytes are not all there, and is held back until it is settled.
  */
 const REPLACEMENT = '\uFFFD'
@@ -12,20 +13,33 @@ const WINDOW = 32
 export class Detokenizer {
   readonly #decode: (tokens: number[]) => string
   readonly #skip: (token: number) => boolean
+  readonly #alone: ((token: number) => string) | undefined
   #window: number[] = []
   /** Tokens of the window that were there when the text was last whole. */
   #whole = 0
   /** Characters of the window's text that are emitted. */
   #emitted = 0
 
-  /** `decode` gives the text of any token sequence, of which it leaves out the tokens that `skip` names. */
-  constructor(decode: (tokens: number[]) => string, skip: (token: number) => boolean) {
+  /**
+   * `decode` gives the text of any token sequence, of which it leaves out the tokens that `skip` names. `alone`, the text
+   * of one token, is given where that of a sequence is the decoded sum of its tokens' bytes.
+   */
+  constructor(
+    decode: (tokens: number[]) => string,
+    skip: (token: number) => boolean,
+    alone?: (token: number) => string,
+  ) {
     this.#decode = decode
     this.#skip = skip
+    this.#alone = alone
   }
 
   push(token: number): string {
     if (this.#skip(token)) return ''
+    if (this.#alone && this.#whole === this.#window.length) {
+      const text = this.#alone(token)
+      if (!text.includes(REPLACEMENT)) return text
+    }
     this.#window.push(token)
     const text = this.#decode(this.#window)
     const whole = !text.endsWith(REPLACEMENT)

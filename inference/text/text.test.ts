@@ -63,6 +63,14 @@ function sentencePiece(): TokenizerFiles {
   }
 }
 
+/** The tokenizer with every fifth token added: such are not spelled in bytes, and part those around them. */
+function withAdded(): TokenizerFiles {
+  const json = JSON.parse(byteLevel.tokenizer as string)
+  for (const [content, id] of Object.entries(json.model.vocab))
+    if (Number(id) % 5 === 4) json.added_tokens.push({ id, content, special: false, normalized: false })
+  return { ...byteLevel, tokenizer: JSON.stringify(json) }
+}
+
 const stream = (tokenizer: Tokenizer, tokens: number[]) => {
   const detokenizer = tokenizer.detokenizer()
   return [...tokens.map((token) => detokenizer.push(token)), detokenizer.flush()]
@@ -114,6 +122,17 @@ describe('detokenizer', () => {
       expect(checked).toBeGreaterThan(50)
     })
   }
+
+  test('added tokens part the bytes around them', () => {
+    const tokenizer = new Tokenizer(withAdded(), 'test')
+    const bytes = Array.from({ length: 4096 }, (_, id) => id).filter((id) => tokenizer.decode([id]).includes('\uFFFD'))
+    const token = fc.oneof(fc.nat(4095), fc.constantFrom(...bytes))
+    fc.assert(
+      fc.property(fc.array(token, { maxLength: 60 }), (tokens) => {
+        expect(stream(tokenizer, tokens).join('')).toBe(tokenizer.decode(tokens))
+      }),
+    )
+  })
 
   test('runs of broken bytes of any length leave what follows whole', async () => {
     const levels = new Tokenizer(byteLevel, 'test')

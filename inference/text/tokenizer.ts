@@ -41,6 +41,11 @@ export interface WorkerFiles {
   readonly path?: string
   readonly config: string
 }
+/** What tokenizer.json says of how tokens become text. */
+interface Spelling {
+  readonly decoder?: { readonly type?: string } | null
+  readonly model?: { readonly end_of_word_suffix?: string | null }
+}
 /** Messages to and from tokenizer-worker.ts. */
 export interface EncodeRequest {
   readonly id: number
@@ -69,6 +74,8 @@ export class Tokenizer {
   readonly #vocabulary: Vocabulary | undefined
   readonly #special = new Set<number>()
   readonly #single = new Map<number, string>()
+  /** Whether a text is the decoded sum of its tokens' bytes. */
+  readonly #bytewise: boolean
   #inline = 0
   #worker: EncodeWorker | undefined
 
@@ -87,6 +94,8 @@ export class Tokenizer {
     } catch (cause) {
       throw unusable(large ? 'the vocabulary' : 'tokenizer.json', path, cause)
     }
+    const { decoder, model } = (this.#vocabulary?.rest ?? json) as Spelling
+    this.#bytewise = decoder?.type === 'ByteLevel' && !model?.end_of_word_suffix
     for (const [id, token] of this.#implementation.get_added_tokens_decoder()) if (token.special) this.#special.add(id)
   }
 
@@ -117,7 +126,8 @@ export class Tokenizer {
   /** Decodes a stream of tokens, special ones left out. */
   detokenizer(): Detokenizer {
     const spell = (ids: number[]) => (ids.length === 1 ? this.#spellOne(ids[0]!) : this.#spell(ids))
-    return new Detokenizer(spell, (id) => this.#special.has(id) || !this.#has(id))
+    const alone = this.#bytewise ? (id: number) => this.#spellOne(id) : undefined
+    return new Detokenizer(spell, (id) => this.#special.has(id) || !this.#has(id), alone)
   }
 
   #has(id: number): boolean {
@@ -129,7 +139,7 @@ export class Tokenizer {
     return ids.length === 0 ? '' : this.#implementation.decode(ids, { clean_up_tokenization_spaces: false })
   }
 
-  /** Every second window of a stream is one token, and few tokens make most of a text. */
+  /** Most windows of a stream are one token, and few tokens make most of a text. */
   #spellOne(id: number): string {
     const known = this.#single.get(id)
     if (known !== undefined) return known
