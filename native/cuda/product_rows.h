@@ -129,24 +129,45 @@ __device__ float sum_factor(const Product& p, const float* squares, uint32_t war
   return W::kHalf ? 1 : inverse_rms(p, squares, warps);
 }
 
-// Whether rows of x are operands as they lie.
+// Whether rows of x are operands as they lie, but for the order of eights.
 template <class W>
 __device__ bool copies(const Product& p) {
-  return !W::kInterleaved && !p.norm && p.x.dtype == (W::kHalf ? DType::f16 : DType::bf16) && p.k % kQuantBlock == 0 &&
+  return !p.norm && p.x.dtype == (W::kHalf ? DType::f16 : DType::bf16) && p.k % kQuantBlock == 0 &&
          p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
 }
 
-// Rows that are operands already, all in flight at once.
-__device__ inline void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged,
-                                 uint32_t threads) {
+// Eight elements in the order of kInterleaved: 0 4 1 5 2 6 3 7.
+__device__ inline uint4 interleaved(const uint4& v) {
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632), __byte_perm(v.y, v.w, 0x5410),
+          __byte_perm(v.y, v.w, 0x7632)};
+}
+
+// Rows that are operands already, all in flight at once where their order stays, else kAtOnce loads of each thread.
+template <class W>
+__device__ void copy_rows(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, uint32_t threads) {
+  constexpr uint32_t kAtOnce = 8;
   wait_for_inputs();
-  for (uint32_t token = 0; token < tokens; ++token)
-    for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8) {
-      const uint32_t to = uint32_t(__cvta_generic_to_shared(staged + size_t{token} * staged_stride(p.k) + c));
-      const uint16_t* from = row_of<const uint16_t>(p.x, first + token) + c;
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  for (uint32_t token = 0; token < tokens; ++token) {
+    const uint16_t* from = row_of<const uint16_t>(p.x, first + token);
+    uint16_t* to = staged + size_t{token} * staged_stride(p.k);
+    if constexpr (W::kInterleaved) {
+      for (uint32_t base = threadIdx.x * 8; base < p.k; base += kAtOnce * threads * 8) {
+        uint4 v[kAtOnce];
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i)
+          if (base + i * threads * 8 < p.k) v[i] = *reinterpret_cast<const uint4*>(from + base + i * threads * 8);
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i)
+          if (base + i * threads * 8 < p.k) *reinterpret_cast<uint4*>(to + base + i * threads * 8) = interleaved(v[i]);
+      }
+    } else {
+      for (uint32_t c = threadIdx.x * 8; c < p.k; c += threads * 8)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to + c))),
+                     "l"(from + c)
+                     : "memory");
     }
-  asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+  }
+  if constexpr (!W::kInterleaved) asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
 }
 
 }  // namespace ingot::cuda

@@ -16,6 +16,21 @@ size_t staged_bytes(const Product& p, uint32_t tokens) {
   return tokens * (staged_stride(p.k) * size_t{2} + 4 + 4 * kRuns);
 }
 
+// The sums of runs, `stride` apart, of each group in order, then of the groups.
+__device__ inline float sum_of_runs(const float* runs, uint32_t stride, uint32_t count, uint32_t together) {
+  float of[kRuns], all = 0, sum = 0;
+#pragma unroll
+  for (uint32_t run = 0; run < kRuns; ++run) of[run] = run < count ? runs[run * stride] : 0;
+#pragma unroll
+  for (uint32_t run = 0; run < kRuns; ++run) {
+    if (run < count) sum += of[run];
+    if ((run + 1) & (together - 1)) continue;
+    all += sum;
+    sum = 0;
+  }
+  return all;
+}
+
 template <class W, uint32_t kColumns>  // tokens at once, in eights
 __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const Product p, uint32_t tokens_per_pass) {
   extern __shared__ __align__(16) std::byte shared[];
@@ -29,7 +44,7 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
   float* squares = factors + tokens;
 
   const uint32_t tiles = p.tiles(), per = run_blocks(p), warps = ceil_div(p.blocks(), per);
-  const uint32_t together = kRuns / groups_of(p);
+  const uint32_t together = kRuns / groups_of(p);  // a power of two
   const uint32_t first = min(warp * per, p.blocks()), last = min(first + per, p.blocks());
   const bool works = first < last;
   Held<W> held;
@@ -40,7 +55,7 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
     held.load_scales(p, next);
     next.advance(first, last, p.branches);
   }
-  if (copies<W>(p)) copy_rows(p, first_token, tokens, staged, kThreads);
+  if (copies<W>(p)) copy_rows<W>(p, first_token, tokens, staged, kThreads);
   else if (tokens == 1) stage<W, 1, kRuns>(p, first_token, tokens, staged, squares);
   else stage<W, 4, kRuns>(p, first_token, tokens, staged, squares);
   __syncthreads();
@@ -104,12 +119,8 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
       if (column >= p.n) continue;
       float sums[2] = {};
       for (uint32_t branch = 0; branch < p.branches; ++branch)
-        for (uint32_t group = 0; group < kRuns; group += together) {
-          float sum = 0;
-          for (uint32_t w = group; w < min(group + together, warps); ++w)
-            sum += meeting[branch * tile_floats + (w * kColumns * 8 + token) * kPartialStride + row];
-          sums[branch] += sum;
-        }
+        sums[branch] = sum_of_runs(meeting + branch * tile_floats + token * kPartialStride + row,
+                                   kColumns * 8 * kPartialStride, warps, together);
       const float factor = p.norm ? factors[token] : 1;
       finish(p, first_token + token, column, sums[0] * factor, sums[1] * factor,
              i < kThreads ? residual : residual_at(i));
@@ -124,7 +135,8 @@ cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tok
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   const uint32_t items = ceil_div(p.tiles(), p.branches);
   const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes ? 2 : 1);
-  const Grid grid{{items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass)}, kThreads, shared};
+  const dim3 blocks(items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass));
+  const Grid grid{blocks, kThreads, shared, 1, kSharedPercent};
   return launch(context, kernel, grid, p, tokens_per_pass);
 }
 

@@ -80,7 +80,7 @@ __device__ void make_operands(const Product& p, const Work& work, std::byte* sha
     const uint32_t token = taken[turn];
     if (token >= p.tokens()) break;
     if (threadIdx.x == 0) taken[turn ^ 1] = atomicAdd(&work.counters->taken, 1);
-    if (copies<W>(p)) copy_rows(p, token, 1, row, kThreads);
+    if (copies<W>(p)) copy_rows<W>(p, token, 1, row, kThreads);
     else stage<W, 1, kThreads / 32>(p, token, 1, row, squares);
     __syncthreads();
     if (threadIdx.x == 0) work.factors[token] = sum_factor<W>(p, squares, kThreads / 32);
