@@ -4,6 +4,8 @@
 // whichever kernel computes them: its bits do not depend on the batch, or on the chunks that a prompt came in.
 #include <algorithm>
 
+#include "attention_few.h"
+#include "attention_many.h"
 #include "attention_plain.h"
 #include "attention_rows.h"
 #include "attention_tiles.h"
@@ -40,9 +42,8 @@ __global__ void __launch_bounds__(32 * kAppendWarps) append(const __grid_constan
   store_head(a, sequence, p, 1, h, head);
 }
 
-// Room for sums of splits: counters first, which stay zero between launches, then slots of a split each.
+// Room for sums of splits, in slots of a split each, which are zeros between launches.
 constexpr uint32_t kSlots = 8192;
-constexpr size_t kCounterBytes = kSlots * sizeof(uint32_t);
 constexpr size_t kMostSumBytes = size_t(32) << 20;
 
 bool is_paged(const Call& call) {
@@ -70,7 +71,7 @@ Attention describe(const Context& context, const Call& call) {
   a.inv_freq = call.weights[op::attention::weight_inv_freq].as<float>();
   a.q_norm = call.weights[op::attention::weight_q_norm].as<float>();
   a.k_norm = call.weights[op::attention::weight_k_norm].as<float>();
-  a.state = paged ? state.base : context.workspace.data + kCounterBytes;
+  a.state = paged ? state.base : context.workspace.data;
   a.unit = state.size;
   a.dtype = paged ? state.dtype : DType::f32;
   a.positions = step.positions;
@@ -116,7 +117,7 @@ cudaError_t launch_large(const Context& context, void (*kernel)(P...), const Gri
   return launch(context, kernel, grid, arguments...);
 }
 
-size_t slot_bytes(uint32_t group, uint32_t dim) { return std::min(group, 16u) * (dim + 2) * sizeof(float); }
+size_t slot_bytes(uint32_t group, uint32_t dim) { return std::min(group, 16u) * dim / 2 * sizeof(uint4); }
 uint32_t slots_of(size_t slot_bytes) { return uint32_t(std::min(size_t(kSlots), kMostSumBytes / slot_bytes)); }
 
 // As many blocks as are resident at once, where splits and slots allow it: a merge costs more than a tail.
@@ -126,27 +127,62 @@ Parts cut(const Context& context, const Attention& a, uint32_t items, size_t blo
   const uint32_t splits = (std::max(context.shape.max_length, 1u) + kSplit - 1) / kSplit;
   const bool fits = uint64_t(items) * splits <= slots_of(slot_bytes(a.group, a.dim));
   const uint32_t parts = fits ? std::clamp(resident / items, 1u, splits) : 1;
-  std::byte* memory = context.workspace.data;
-  return {parts, splits, reinterpret_cast<uint32_t*>(memory), reinterpret_cast<float*>(memory + kCounterBytes)};
+  return {parts, splits, 0, reinterpret_cast<uint4*>(context.workspace.data)};
 }
 
 uint32_t row_tiles(const Attention& a) { return (a.group + 15) / 16; }
 
-// Whether a decode step has few sequences for this device. Its products then keep as many weights in flight as the L1
-// holds, which the shared memory of blocks beside them makes smaller: a step of 8B layers on an H200 takes 0.72 times as
-// long with lean ones as with others, which alone are faster.
+// Whether a decode step has few sequences for this device, or so many that warps with a head of keys each fill it.
 bool few(const Device& device, const Attention& a) {
   return 2 * a.sequences * row_tiles(a) * a.kv_heads <= uint32_t(device.processors);
+}
+bool many(const Device& device, const Attention& a) {
+  return a.sequences * a.kv_heads >= 3 * uint32_t(device.processors);
+}
+
+constexpr size_t kMostSent = 32 * 1024;  // bytes that meet in a cluster
+
+// Heads that the kernel for few sequences takes.
+template <bool Int8, int Dim, bool Exact, bool Lean>
+constexpr bool kFew = Exact && !Int8 && (Dim == 64 || Lean);
+
+template <class T, int Dim>
+cudaError_t launch_few(const Context& context, const Attention& a) {
+  using Layout = FewLayout<T, Dim>;
+  const uint32_t tiles = a.sequences * row_tiles(a);
+  Parts parts = cut(context, a, tiles * a.kv_heads, Layout::kBytes);
+  Grid grid{dim3(parts.parts, a.kv_heads, tiles), Layout::kThreads, Layout::kBytes, 1, kSharedPercent};
+  const size_t sent = parts.splits * Layout::sent_floats(std::min(a.group, Layout::kRows)) * sizeof(float);
+  if (context.device.major >= 9 && parts.parts > 1 && parts.parts <= Layout::kMostParts && sent <= kMostSent) {
+    parts.clustered = 1;
+    grid.cluster = parts.parts;
+    grid.shared_bytes = (Layout::kBytes + 15) / 16 * 16 + 16 + sent;
+  }
+  return launch_large(context, decode_few<T, Dim>, grid, a, parts);
 }
 
 template <class T, bool Int8, int Dim, bool Exact, bool Lean>
 cudaError_t launch_decode(const Context& context, const Attention& a) {
-  using Layout = RowsLayout<T, Int8, Dim, Exact, true, Lean>;
-  static_assert(Layout::kRows == 16);
-  const uint32_t tiles = a.sequences * row_tiles(a);
-  const Parts parts = cut(context, a, tiles * a.kv_heads, Layout::bytes(a));
-  const Grid grid{dim3(parts.parts, a.kv_heads, tiles), Layout::kThreads, Layout::bytes(a)};
-  return launch_large(context, decode_rows<T, Int8, Dim, Exact, Lean>, grid, a, parts);
+  if constexpr (kFew<Int8, Dim, Exact, Lean>) {
+    return launch_few<T, Dim>(context, a);
+  } else {
+    using Layout = RowsLayout<T, Int8, Dim, Exact, true, Lean>;
+    const uint32_t tiles = a.sequences * row_tiles(a);
+    const Parts parts = cut(context, a, tiles * a.kv_heads, Layout::bytes(a));
+    const Grid grid{dim3(parts.parts, a.kv_heads, tiles), Layout::kThreads, Layout::bytes(a)};
+    return launch_large(context, decode_rows<T, Int8, Dim, Exact, Lean>, grid, a, parts);
+  }
+}
+
+template <class T, int Dim>
+cudaError_t launch_many(const Context& context, const Attention& a) {
+  using Layout = ManyLayout<Dim>;
+  CUtensorMap map;
+  if (cudaError_t error = describe_pages(a, Layout::kBox, map)) return error;
+  const uint32_t items = a.sequences * a.kv_heads, blocks = std::min(items, uint32_t(context.device.processors));
+  const Layout layout(std::min((items + blocks - 1) / blocks, Layout::kMostWarps));
+  const Grid grid{blocks, 32 * layout.warps, layout.bytes()};
+  return launch_large(context, decode_many<T, Dim>, grid, a, map);
 }
 
 template <class T, bool Int8, int Dim, bool Exact, bool Lean>
@@ -169,18 +205,33 @@ struct Heads {
   // Whether there are lean kernels: of 65 to 128 elements of 16 bits.
   static constexpr bool kLean = Dim == 128 && !Int8, kTiles = Exact && !Int8;
 
-  // What a decode step can choose from: both kernels give the same bits.
+  // Whether the kernel for many sequences can serve.
+  static bool can_many(const Device& device, const Attention& a) {
+    if constexpr (!kTiles) return false;
+    else
+      return device.major == 9 && a.group <= ManyLayout<Dim>::kRows &&
+             ManyLayout<Dim>::kMostBytes <= device.shared_bytes;
+  }
+
+  // What a decode step can choose from: all kernels give the same bits.
   static Choices choices(const Device& device, const Attention& a) {
-    if constexpr (!kLean) return {};
-    if (RowsLayout<T, Int8, Dim, Exact, true, false>::bytes(a) > device.shared_bytes) return {0, Choice::lean};
-    Choices both{0, Exact && few(device, a) ? Choice::lean : Choice::wide};
-    both.add(Choice::lean);
-    both.add(Choice::wide);
-    return both;
+    const bool has_many = can_many(device, a);
+    const bool wide = kLean && RowsLayout<T, Int8, Dim, Exact, true, false>::bytes(a) <= device.shared_bytes;
+    if (!kLean && !has_many) return {};
+    Choices found{0, has_many && many(device, a)               ? Choice::many
+                     : wide && !(Exact && few(device, a)) ? Choice::wide
+                                                          : Choice::lean};
+    if (!wide && !has_many) return found;
+    found.add(Choice::lean);
+    if (wide) found.add(Choice::wide);
+    if (has_many) found.add(Choice::many);
+    return found;
   }
   static cudaError_t decode(const Context& context, const Attention& a) {
     const Choice rule = choices(context.device, a).rule;
     const Choice choice = context.choice == Choice::rules ? rule : context.choice;
+    if constexpr (kTiles)
+      if (choice == Choice::many) return launch_many<T, Dim>(context, a);
     if constexpr (kLean)
       if (choice == Choice::lean) return launch_decode<T, Int8, Dim, Exact, true>(context, a);
     return launch_decode<T, Int8, Dim, Exact, false>(context, a);
@@ -198,7 +249,8 @@ struct Heads {
     return cudaErrorInvalidValue;
   }
   static size_t least_bytes(const Attention& a) {
-    const size_t decode = RowsLayout<T, Int8, Dim, Exact, true, kLean>::bytes(a);
+    const size_t decode = kFew<Int8, Dim, Exact, kLean> ? FewLayout<T, Dim>::kBytes
+                                                         : RowsLayout<T, Int8, Dim, Exact, true, kLean>::bytes(a);
     if constexpr (kTiles && !kLean) return std::max(decode, TilesLayout<Dim>::template bytes<T>(a));
     return std::max(decode, RowsLayout<T, Int8, Dim, Exact && !kLean, false, kLean>::bytes(a));
   }
@@ -235,8 +287,7 @@ size_t attention_workspace(const Device&, const Call& call) {
   const auto& p = call.as<op::attention::Params>();
   const size_t dim = paged::padded(p.head_dim), slot = paged::slot_bytes(p.heads / p.kv_heads, uint32_t(dim));
   const size_t tokens = call.inputs[op::attention::in_k].rows;
-  return paged::kCounterBytes +
-         (paged::is_paged(call) ? paged::slots_of(slot) * slot : tokens * 2 * p.kv_heads * dim * sizeof(float));
+  return paged::is_paged(call) ? paged::slots_of(slot) * slot : tokens * 2 * p.kv_heads * dim * sizeof(float);
 }
 
 namespace paged {

@@ -1,17 +1,36 @@
 // Few rows against many keys, on tensor cores: 16 rows of one head of keys a block, whose four warps share each tile of
 // 64 positions, by position for the scores and by element for the output. While decoding, a sequence's splits may part
-// over blocks, each stores its splits' sums, and the one that arrives last merges them in order.
+// over blocks: each stores its splits' sums, and the last merges them in order.
 #pragma once
 #include "attention_rows_memory.h"
 
 namespace ingot::cuda::paged {
 
-// How a decode step's work is cut, and where sums meet: counters of (item), then sums of (item, split).
+// How a decode step's work is cut, and where sums meet: by (item, split, row, pair of elements) two sums and what is the
+// same for all of the row, its largest score and its total. Zeros between launches: a total that is not says that all
+// four are there, since they are stored and loaded as one. No fence, which waits for every load that its multiprocessor
+// has under way, has to say so. The block that merges is the last of its item in the grid: those that it awaits run.
 struct Parts {
   uint32_t parts, splits;  // blocks of an item; splits of one at most
-  uint32_t* counters;
-  float* sums;
+  uint32_t clustered;      // the blocks of an item are a cluster, and their sums meet in its memory instead
+  uint4* sums;
 };
+
+__device__ inline void post(uint4* to, float x, float y, float most, float total) {
+  const uint32_t nonzero = total == 0 ? 0x80000000 : __float_as_uint(total);
+  const uint64_t low = uint64_t(__float_as_uint(y)) << 32 | __float_as_uint(x);
+  const uint64_t high = uint64_t(nonzero) << 32 | __float_as_uint(most);
+  asm volatile("{.reg .b128 v; mov.b128 v, {%1, %2}; st.relaxed.gpu.global.b128 [%0], v;}" ::"l"(to), "l"(low),
+               "l"(high)
+               : "memory");
+}
+__device__ inline float4 look(const uint4* from) {
+  uint64_t low, high;
+  asm volatile("{.reg .b128 v; ld.relaxed.gpu.global.b128 v, [%2]; mov.b128 {%0, %1}, v;}"
+               : "=l"(low), "=l"(high) : "l"(from) : "memory");
+  return {__uint_as_float(uint32_t(low)), __uint_as_float(uint32_t(low >> 32)), __uint_as_float(uint32_t(high)),
+          __uint_as_float(uint32_t(high >> 32))};
+}
 
 // Of one split, or of splits merged: of rows lane / 4 and that + 8, this warp's elements.
 template <int Pairs>
@@ -47,6 +66,48 @@ struct RowSums {
   }
 };
 
+// Two elements of the sums of splits merged in order.
+struct Merged {
+  float most = -INFINITY, total = 0, x = 0, y = 0;
+
+  __device__ void add(const Scores& scores, float its_most, float its_total, float its_x, float its_y) {
+    const float next = fmaxf(most, its_most), peak = scores.peak(next);
+    const float mine = scores.rescale(most, peak), other = scores.rescale(its_most, peak);
+    most = next;
+    total = fmaf(its_total, other, total * mine);
+    x = fmaf(its_x, other, x * mine);
+    y = fmaf(its_y, other, y * mine);
+  }
+};
+
+// Merges what blocks of 128 threads posted of an item's splits, in order, and leaves zeros: puts pairs of elements.
+template <class F>
+__device__ void merge_posted(const Scores& scores, uint4* slots, uint32_t pairs, uint32_t splits, uint32_t used,
+                             const F& put) {
+  constexpr uint32_t kAtOnce = 8;
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x; i < used; i += 128) {
+    Merged merged;
+#pragma unroll 1
+    for (uint32_t base = 0; base < splits; base += kAtOnce) {
+      float4 later[kAtOnce];
+#pragma unroll
+      for (uint32_t s = 0; s < kAtOnce; ++s)
+        later[s] = look(slots + size_t(min(base + s, splits - 1)) * pairs + i);
+#pragma unroll
+      for (uint32_t s = 0; s < kAtOnce; ++s) {
+        if (base + s >= splits) break;
+        uint4* slot = slots + size_t(base + s) * pairs + i;
+        while (__float_as_uint(later[s].w) == 0) later[s] = look(slot);
+        *slot = {};
+        merged.add(scores, later[s].z, later[s].w, later[s].x, later[s].y);
+      }
+    }
+    const float inverse = __frcp_rn(merged.total);
+    put(i, merged.x * inverse, merged.y * inverse);
+  }
+}
+
 template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsBlock : RowsMemory<T, Int8, Dim, Exact, Decode, Lean> {
   using Memory = RowsMemory<T, Int8, Dim, Exact, Decode, Lean>;
@@ -58,92 +119,8 @@ struct RowsBlock : RowsMemory<T, Int8, Dim, Exact, Decode, Lean> {
       Memory::low, Memory::high, Memory::last, Memory::own, Memory::from, Memory::appends;
   using Memory::query, Memory::weights, Memory::keys, Memory::values, Memory::angles, Memory::most_of, Memory::sum_of,
       Memory::key_scales, Memory::value_scales, Memory::fresh_scales;
-  using Memory::token, Memory::query_head, Memory::take_heads, Memory::load, Memory::load_span, Memory::place,
+  using Memory::token, Memory::query_head, Memory::take_heads, Memory::load, Memory::place,
       Memory::start, Memory::place_started;
-
-  // As `attend` and `sweep`, for two tiles at once: a warp scores 32 positions.
-  template <class F>
-  __device__ void sweep_spans(uint32_t begin, uint32_t end, const F& done) {
-    constexpr uint32_t span = Layout::kStages;
-    static_assert(!Layout::kSpans || span == 2);
-    Sums sums;
-    sums.clear();
-    const uint32_t column = warp * 32;
-    const uint32_t key = shared_address(keys + (column + lane % 8 + lane / 16 * 8) * width + lane / 8 % 2 * 8);
-    const uint32_t q = shared_address(query + lane % 16 * width + lane / 16 * 8);
-    for (uint32_t t = begin; t < end; t += span) {
-      await_copies<1>();
-      __syncthreads();
-      float s[4][4] = {};
-#pragma unroll
-      for (int k = 0; k < Dim / 16; ++k) {
-        uint32_t left[4];
-        load_matrices(left, q + k * 32);
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          uint32_t right[4];
-          load_matrices(right, key + n * 16 * width * 2 + k * 32);
-          multiply_add<T>(s[2 * n], left, right[0], right[1]);
-          multiply_add<T>(s[2 * n + 1], left, right[2], right[3]);
-        }
-      }
-      float most[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int side = i / 2 % 2;
-        const uint32_t p = t * kTile + column + i / 4 * 8 + lane % 4 * 2 + i % 2;
-        float& x = s[i / 4][i % 4];
-        x = p <= own[side] && p >= from[side] ? scores(x) : -INFINITY;
-        most[side] = fmaxf(most[side], x);
-      }
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        most[side] = fmaxf(most[side], __shfl_xor_sync(kAll, most[side], 1));
-        most[side] = fmaxf(most[side], __shfl_xor_sync(kAll, most[side], 2));
-        if (lane % 4 == 0) most_of[warp * 16 + lane / 4 + side * 8] = most[side];
-      }
-      __syncthreads();
-      if (t + span < end) {
-        load_span(t + span, 0);
-        for (uint32_t i = 0; i < span; ++i) place(t + span + i, 0);
-      } else {
-        commit_copies();
-      }
-      float scale[2][2], peak[2];  // of each tile; of this warp's
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile)
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const float* m = most_of + tile * 32 + lane / 4 + side * 8;
-          const float next = fmaxf(sums.most[side], fmaxf(m[0], m[16])), its = scores.peak(next);
-          scale[tile][side] = scores.rescale(sums.most[side], its);
-          sums.most[side] = next;
-          if (tile == 0 || warp >= 2) peak[side] = its;
-        }
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int side = 0; side < 2; ++side)
-          *reinterpret_cast<uint32_t*>(weights + (lane / 4 + side * 8) * Layout::kScores + column + i * 8 +
-                                       lane % 4 * 2) =
-              packed<T>(scores.weight(s[i][side * 2], peak[side]), scores.weight(s[i][side * 2 + 1], peak[side]));
-      await_copies<1>();
-      __syncthreads();
-#pragma unroll
-      for (uint32_t tile = 0; tile < span; ++tile) weigh(tile * kTile, scale[tile], sums, tile * kTile);
-      __syncthreads();
-      if (t + span < end) {
-        load_span(t + span, 1);
-        for (uint32_t i = 0; i < span; ++i) place(t + span + i, 1);
-      } else {
-        commit_copies();
-      }
-      if (t + span >= end || (t + span) % kTilesOfSplit == 0) {
-        done(t / kTilesOfSplit, sums);
-        sums.clear();
-      }
-    }
-  }
 
   // Adds tile t to the sums of its split.
   __device__ void attend(uint32_t t, Sums& sums) {
@@ -322,8 +299,7 @@ struct RowsBlock : RowsMemory<T, Int8, Dim, Exact, Decode, Lean> {
     const uint32_t each_part = (splits + parts.parts - 1) / parts.parts, used = (splits + each_part - 1) / each_part;
     const uint32_t from_split = first + part * each_part, to_split = min(from_split + each_part, first + splits);
     const uint32_t from_tile = max(low / kTile, from_split * kTilesOfSplit);
-    const uint32_t begin = Layout::kSpans ? from_tile / Layout::kStages * Layout::kStages : from_tile;
-    const uint32_t end = min(last / kTile + 1, to_split * kTilesOfSplit);
+    const uint32_t begin = from_tile, end = min(last / kTile + 1, to_split * kTilesOfSplit);
     appends = part + 1 == used;
     if (part < used) start(begin, end);
     find_angles(a, int32_t(last), angles, threadIdx.x, Layout::kThreads);
@@ -334,58 +310,41 @@ struct RowsBlock : RowsMemory<T, Int8, Dim, Exact, Decode, Lean> {
     take_heads();
     __syncthreads();
     place_started(begin, end);
-    const uint32_t stride = min(a.group, uint32_t(kRows)) * (dim + 2);
-    float* slots = parts.sums + size_t(item) * parts.splits * stride;
+    const uint32_t pairs = min(a.group, uint32_t(kRows)) * dim / 2;  // of a split
+    uint4* slots = parts.sums + size_t(item) * parts.splits * pairs;
     Sums whole;
     whole.clear();
     const auto done = [&](uint32_t split, const Sums& sums) {
-      if (used == 1) return whole.merge(scores, sums);
-      float* slot = slots + size_t(split - first) * stride;
-      each(sums, [&](int, uint32_t r, uint32_t d, float x) { slot[2 * rows.count + r * dim + d] = x; });
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const uint32_t r = lane / 4 + side * 8;
-        if (warp || lane % 4 || r >= rows.count) continue;
-        slot[2 * r] = sums.most[side];
-        slot[2 * r + 1] = sums.total[side];
-      }
+      if (used == 1) whole.merge(scores, sums);
+      else post_sums(slots + size_t(split - first) * pairs, sums);
     };
-    if constexpr (Layout::kSpans) sweep_spans(begin, end, done);
-    else sweep(begin, end, done);
-    if (used == 1) return finish(whole);
-    if (arrives_last(parts.counters + item, used)) merge_slots(slots, stride, splits);
+    sweep(begin, end, done);
+    if (used == 1) finish(whole);
+    else if (part + 1 == used) merge_slots(slots, pairs, splits);
   }
 
-  __device__ bool arrives_last(uint32_t* counter, uint32_t all) {
-    __threadfence();
-    __syncthreads();
-    uint32_t* flag = reinterpret_cast<uint32_t*>(fresh_scales + 2);
-    if (threadIdx.x == 0) {
-      *flag = atomicAdd(counter, 1) + 1 == all;
-      if (*flag) *counter = 0;
+  __device__ void post_sums(uint4* slot, const Sums& sums) const {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const uint32_t r = lane / 4 + side * 8;
+      if (r >= rows.count) continue;
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint32_t d = (i * kWarps + warp) * 16 + j * 8 + lane % 4 * 2;
+          const float(&x)[4] = sums.out[i][j];
+          if (d < dim) post(slot + (r * dim + d) / 2, x[side * 2], x[side * 2 + 1], sums.most[side], sums.total[side]);
+        }
     }
-    __syncthreads();
-    __threadfence();
-    return *flag;
   }
 
-  __device__ void merge_slots(const float* slots, uint32_t stride, uint32_t splits) const {
-    for (uint32_t i = threadIdx.x; i < rows.count * dim; i += Layout::kThreads) {
-      const uint32_t r = i / dim, d = i % dim;
-      float most = -INFINITY, total = 0, out = 0;
-#pragma unroll 4
-      for (uint32_t s = 0; s < splits; ++s) {
-        const float* slot = slots + size_t(s) * stride;
-        const float2 later = __ldcg(reinterpret_cast<const float2*>(slot) + r);
-        const float x = __ldcg(slot + 2 * rows.count + i);
-        const float next = fmaxf(most, later.x), peak = scores.peak(next);
-        const float mine = scores.rescale(most, peak), other = scores.rescale(later.x, peak);
-        most = next;
-        total = fmaf(later.y, other, total * mine);
-        out = fmaf(x, other, out * mine);
-      }
-      if (d < a.head_dim) put_out(a, token(r), query_head(r) * a.head_dim + d, out * __frcp_rn(total));
-    }
+  __device__ void merge_slots(uint4* slots, uint32_t pairs, uint32_t splits) const {
+    merge_posted(scores, slots, pairs, splits, rows.count * dim / 2, [&](uint32_t i, float x, float y) {
+      const uint32_t r = 2 * i / dim, d = 2 * i % dim, column = query_head(r) * a.head_dim + d;
+      if (d < a.head_dim) put_out(a, token(r), column, x);
+      if (d + 1 < a.head_dim) put_out(a, token(r), column + 1, y);
+    });
   }
 };
 

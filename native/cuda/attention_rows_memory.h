@@ -10,13 +10,9 @@ namespace ingot::cuda::paged {
 template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;
-  // Whether a block takes two tiles at once, and reads the next keys while values are weighed: fewer steps in lock.
-  // Each tile is weighed by itself, in order, and one beyond the sequence or its window adds nothing: the bits are the
-  // same.
-  static constexpr bool kSpans = Decode && Exact && !Int8 && (Dim == 64 || Lean);
-  static constexpr int kStages = kSpans ? 2 : Int8 || Dim > 256 ? 1 : Dim == 128 && !Lean ? 3 : 2;
+  static constexpr int kStages = Int8 || Dim > 256 ? 1 : Dim == 128 && !Lean ? 3 : 2;
   static constexpr int kPairs = (Dim / 16 + kWarps - 1) / kWarps;  // runs of 16 elements of an output, a warp
-  static constexpr int kScores = (kSpans ? kStages : 1) * kTile + kPad;
+  static constexpr int kScores = kTile + kPad;
 
   static size_t bytes(const Attention& a) {
     const size_t row = a.dim + kPad;
@@ -185,28 +181,16 @@ struct RowsMemory {
     place(t, 0);
     place(t, 1);
   }
-  // The same of a span.
-  __device__ void load_span(uint32_t t, uint32_t plane) {
-#pragma unroll
-    for (uint32_t i = 0; i < uint32_t(Layout::kStages); ++i) load(t + i, plane);
-    commit_copies();
-  }
-
   // The first tiles of a block's.
   __device__ void start(uint32_t begin, uint32_t end) {
-    if constexpr (Layout::kSpans) {
-      load_span(begin, 0);
-      load_span(begin, 1);
-    } else {
-      for (uint32_t t = begin; t < begin + kAhead; ++t) {
-        if (t < end) load(t);
-        commit_copies();
-      }
+    for (uint32_t t = begin; t < begin + kAhead; ++t) {
+      if (t < end) load(t);
+      commit_copies();
     }
   }
   // Tile t, where a block starts at tile `begin`, was started before the new key was there.
   __device__ void place_started(uint32_t begin, uint32_t end) {
-    for (uint32_t t = begin; t < begin + (Layout::kSpans ? Layout::kStages : kAhead) && t < end; ++t) place(t);
+    for (uint32_t t = begin; t < begin + kAhead && t < end; ++t) place(t);
   }
 };
 

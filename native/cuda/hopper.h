@@ -1,14 +1,14 @@
 // Hopper's asynchronous matrix instructions and copies, and the barriers between them.
 #pragma once
-#include <cstdint>
+#include <cuda.h>
+
+#include "tensor_core.h"
 
 namespace ingot::cuda {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define INGOT_HOPPER 1
 #endif
-
-__device__ inline uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 #ifdef INGOT_HOPPER
 // Where a B operand lies in shared memory: cores of 8 tokens x 8 k (128 bytes, a token's 16 after another's), those of
@@ -64,24 +64,56 @@ __device__ inline void wait(Barrier& b, uint32_t parity) {
       "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
       "@!done bra again;}" ::"r"(shared_address(&b)), "r"(parity) : "memory");
 }
+// Arrives; the phase does not end before copies of as many bytes have.
+__device__ inline void expect(Barrier& b, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&b)), "r"(bytes)
+               : "memory");
+}
 // Copies whole lines of 16 bytes; the barrier's phase ends when they are there.
 __device__ inline void copy(void* to, const void* from, uint32_t bytes, Barrier& b) {
   const uint32_t at = shared_address(to), barrier = shared_address(&b);
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  expect(b, bytes);
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
 }
+__device__ inline void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// Copies a box of a tensor of three dimensions to shared memory, from (x, y, z) on, x innermost; b expects its bytes.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, uint32_t x, uint32_t y, uint32_t z, Barrier& b) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+               "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(&b))
+               : "memory");
+}
+__device__ inline void store_shared(uint32_t to, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 // Orders what this thread wrote, or saw written, before what copies and matrix instructions read.
 __device__ inline void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ inline void cluster_arrive_and_wait() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
+}
+// The address in block `rank` of the cluster of what lies at `p` in this one.
+__device__ inline uint32_t address_in(uint32_t rank, const void* p) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
+  return address;
+}
+// Stores two floats in a block's shared memory; its barrier, at `barrier`, expects their eight bytes.
+__device__ inline void send(uint32_t to, float x, float y, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to), "f"(x),
+               "f"(y), "r"(barrier)
+               : "memory");
 }
 // Four floats of shared memory at the same place in block `rank` of the cluster.
 __device__ inline void load_of(const float* p, uint32_t rank, float (&v)[4]) {
-  uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
+  const uint32_t address = address_in(rank, p);
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
                : "r"(address));

@@ -25,8 +25,9 @@ struct Device {
   size_t shared_bytes;  // of a block, opted in
 };
 
-// Device memory of one instruction, sized when the model was opened: what `<op>_workspace` asked for. Zeroed once, at
-// open: counters kept in it must be left as they were found.
+// Device memory of one instruction, sized when the model was opened: what `<op>_workspace` asked for. Those of an opcode
+// share it, apart from others of it that keep no state. Zeroed once, at open: what is kept in it must be left as it was
+// found.
 struct Workspace {
   std::byte* data;
   size_t bytes;
@@ -34,9 +35,9 @@ struct Workspace {
 
 // Which of the kernels that can serve a launch it takes. In the deterministic mode, all of them give the same bits.
 // blas_2 to blas_4 are the algorithms that cuBLASLt would take next.
-enum class Choice : uint8_t { rules, stream, tile, blas, blas_2, blas_3, blas_4, lean, wide };
+enum class Choice : uint8_t { rules, stream, tile, blas, blas_2, blas_3, blas_4, lean, wide, many };
 inline constexpr const char* kChoiceNames[] = {"rules",  "stream", "tile", "blas", "blas_2",
-                                               "blas_3", "blas_4", "lean", "wide"};
+                                               "blas_3", "blas_4", "lean", "wide", "many"};
 
 // Those that can, as bits by Choice, and the one that the opcode's rules take. None: there is nothing to choose.
 struct Choices {

@@ -9,7 +9,12 @@ struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;
   uint32_t cluster = 1;  // blocks along x that share memory; more than one needs compute capability 9.0
+  int shared_percent = -1;  // of a multiprocessor's memory, the rest is L1; -1: as the driver likes
 };
+
+// What the kernels of a step of few tokens ask for: a multiprocessor that parts its memory anew runs empty first, and
+// weights on their way to registers wait in L1.
+constexpr int kSharedPercent = 50;
 
 template <class... P, class... A>
 cudaError_t launch(const Context& context, void (*kernel)(P...), const Grid& grid, A&&... arguments) {
@@ -18,13 +23,17 @@ cudaError_t launch(const Context& context, void (*kernel)(P...), const Grid& gri
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = context.stream;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {grid.cluster, 1, 1};
+  cudaLaunchAttribute attributes[3]{};
   config.attrs = attributes;
-  config.numAttrs = context.device.major < 9 ? 0 : grid.cluster > 1 ? 2 : 1;
+  const auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  if (context.device.major >= 9)
+    add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (grid.cluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {grid.cluster, 1, 1};
+  if (grid.shared_percent >= 0)
+    add(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout = uint32_t(grid.shared_percent);
   ++*context.launches;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
 }

@@ -271,33 +271,34 @@ Fault Model::bind_operations() {
   return {};
 }
 
-// One workspace an opcode, as large as its largest instruction asks for: kernels follow each other.
+// One workspace an opcode, and one for those of its instructions that keep a state, as large as the largest of them asks
+// for: kernels follow each other.
 Fault Model::bind_workspaces(const ModelOptions& options) {
   const StepLimits& limits = options.limits;
-  size_t sizes[kMaxOpcodes] = {}, total = 0;
+  size_t sizes[2 * kMaxOpcodes] = {}, total = 0;
+  const auto place = [&](size_t i) {
+    return 2 * plan_.instructions[i].opcode + (operations_[i].call.states[0] ? 1 : 0);
+  };
   for (size_t i = 0; i < operations_.size(); ++i) {
-    const uint16_t opcode = plan_.instructions[i].opcode;
-    const WorkspaceBytes bytes = entry_of(opcode).workspace;
+    const WorkspaceBytes bytes = entry_of(plan_.instructions[i].opcode).workspace;
     if (!bytes) continue;
     Operation& op = operations_[i];
     for (size_t k = 0; k < kMaxInputs; ++k) op.call.inputs[k].rows = capacity(limits, op.spaces[k]);
     for (size_t k = 0; k < kMaxOutputs; ++k) op.call.outputs[k].rows = capacity(limits, op.spaces[kMaxInputs + k]);
-    sizes[opcode] = std::max({sizes[opcode], bytes(device_, op.call), choice_bytes(i, limits, options.compare)});
+    size_t& size = sizes[place(i)];
+    size = std::max({size, bytes(device_, op.call), choice_bytes(i, limits, options.compare)});
   }
   for (const size_t size : sizes) total += round_up(size, kAlign);
   if (Fault fault = DeviceMemory::allocate("the workspaces", total, workspace_)) return fault;
   if (total == 0) return {};
   if (Fault fault = fault_of(cudaMemsetAsync(workspace_.data(), 0, total, stream_), "opening the model")) return fault;
-  std::byte* starts[kMaxOpcodes];
+  std::byte* starts[std::size(sizes)];
   std::byte* end = workspace_.data();
-  for (size_t opcode = 0; opcode < kMaxOpcodes; ++opcode) {
-    starts[opcode] = end;
-    end += round_up(sizes[opcode], kAlign);
+  for (size_t at = 0; at < std::size(sizes); ++at) {
+    starts[at] = end;
+    end += round_up(sizes[at], kAlign);
   }
-  for (size_t i = 0; i < operations_.size(); ++i) {
-    const uint16_t opcode = plan_.instructions[i].opcode;
-    operations_[i].workspace = {starts[opcode], sizes[opcode]};
-  }
+  for (size_t i = 0; i < operations_.size(); ++i) operations_[i].workspace = {starts[place(i)], sizes[place(i)]};
   return {};
 }
 

@@ -8,6 +8,7 @@
 namespace ingot::cuda {
 cudaError_t attention(const Context&, const Call&);
 size_t attention_workspace(const Device&, const Call&);
+Choices attention_choices(const Device&, const Shape&, const Call&);
 }  // namespace ingot::cuda
 
 using namespace ingot;
@@ -24,7 +25,8 @@ struct Runner {
 
   void operator()(const Step& step, const Call& call, Pages& pages) {
     arena.clear();
-    const uint32_t lanes = uint32_t(random.below(3) ? random.below(4) : device().processors);
+    const uint32_t many = uint32_t(device().processors) * (random.below(8) ? 1 : 9);  // 9: not all are resident
+    const uint32_t lanes = random.below(3) ? uint32_t(random.below(4)) : many;
     const uint32_t tokens = step.tokens + lanes, sequences = step.sequences + lanes;
     const auto pad = [&](const int32_t* from, size_t count, size_t more, int32_t value, int32_t growth) {
       std::vector<int32_t> padded(from, from + count);
@@ -63,8 +65,9 @@ struct Runner {
     if (call.states[0]) there.states[0].base = state;
     const cuda::Shape shape{std::max(most, uint32_t(random.below(2)) * 4096), decode, true};
     uint32_t launches = 0;
-    const cuda::Context context{on, shape, device(), workspace(cuda::attention_workspace(device(), there)), nullptr,
-                                &launches};
+    const cuda::Workspace room = workspace(cuda::attention_workspace(device(), there), bool(there.states[0]));
+    const cuda::Context context{on, shape, device(), room, nullptr, &launches,
+                                any_choice(cuda::attention_choices(device(), shape, there))};
     CUDA_CHECK(cuda::attention(context, there));
     CUDA_CHECK(cudaDeviceSynchronize());
     CHECK(launches <= 2);
@@ -72,6 +75,12 @@ struct Runner {
     copy_back(there.outputs[0], call.outputs[0]);
     if (random.below(8) == 0) narrow(context, there, call.outputs[0]);
     CUDA_CHECK(cudaMemcpy(pages.bytes.data(), state, pages.bytes.size(), cudaMemcpyDeviceToHost));
+  }
+
+  // One of those that can serve, or that of the rules.
+  cuda::Choice any_choice(const cuda::Choices& choices) {
+    const auto choice = random.pick({cuda::Choice::rules, cuda::Choice::lean, cuda::Choice::wide, cuda::Choice::many});
+    return choices.has(choice) ? choice : cuda::Choice::rules;
   }
 
   // The same once more, into a register of 16 bits: what is rounded is the same.

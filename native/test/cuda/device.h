@@ -68,9 +68,11 @@ inline void copy_back(const Matrix& from, const Matrix& to) {
 }
 
 // The workspace of one opcode, zeroed once.
-inline cuda::Workspace workspace(size_t bytes) {
-  static std::byte* data = nullptr;
-  static size_t size = 0;
+inline cuda::Workspace workspace(size_t bytes, bool stateful = true) {
+  static std::byte* all[2];
+  static size_t sizes[2];
+  std::byte*& data = all[stateful];
+  size_t& size = sizes[stateful];
   if (bytes > size) {
     CUDA_CHECK(cudaFree(data));
     CUDA_CHECK(cudaMalloc(&data, bytes));
