@@ -153,10 +153,12 @@ cudaError_t launch_few(const Context& context, const Attention& a) {
   Parts parts = cut(context, a, tiles * a.kv_heads, Layout::kBytes);
   Grid grid{dim3(parts.parts, a.kv_heads, tiles), Layout::kThreads, Layout::kBytes, 1, kSharedPercent};
   const size_t sent = parts.splits * Layout::sent_floats(std::min(a.group, Layout::kRows)) * sizeof(float);
-  if (context.device.major >= 9 && parts.parts > 1 && parts.parts <= Layout::kMostParts && sent <= kMostSent) {
+  const size_t shared = (Layout::kBytes + 15) / 16 * 16 + 16 + sent;
+  if (context.device.major >= 9 && parts.parts > 1 && parts.parts <= Layout::kMostParts && sent <= kMostSent &&
+      shared <= context.device.shared_bytes) {
     parts.clustered = 1;
     grid.cluster = parts.parts;
-    grid.shared_bytes = (Layout::kBytes + 15) / 16 * 16 + 16 + sent;
+    grid.shared_bytes = shared;
   }
   return launch_large(context, decode_few<T, Dim>, grid, a, parts);
 }
@@ -202,7 +204,7 @@ cudaError_t launch_tiles(const Context& context, const Attention& a) {
 // The kernels for heads of one size: how they are launched, and the shared memory of the leanest that will do.
 template <class T, bool Int8, int Dim, bool Exact>
 struct Heads {
-  // Whether there are lean kernels: of 65 to 128 elements of 16 bits.
+  // Whether there are kernels that take less shared memory: for heads of 65 to 128 elements of 16 bits.
   static constexpr bool kLean = Dim == 128 && !Int8, kTiles = Exact && !Int8;
 
   // Whether the kernel for many sequences can serve.

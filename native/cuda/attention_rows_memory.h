@@ -6,7 +6,7 @@
 namespace ingot::cuda::paged {
 
 // Int8: the state's elements are int8, T what they become. Exact: heads of Dim elements, not of fewer. Lean: of heads
-// of up to 128, two tiles in shared memory and not three, for few sequences and for devices that have less.
+// of up to 128, two tiles in shared memory and not three, for devices that have less.
 template <class T, bool Int8, int Dim, bool Exact, bool Decode, bool Lean>
 struct RowsLayout {
   static constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps, kPad = 8;

@@ -1,8 +1,6 @@
 // Microseconds of a layer of a decode step, its launches in a graph as a step has them: `layer_bench [sequences...]`,
 // on shapes of real models, and the share of the read bandwidth that the bytes of weights and states come to.
 #include <cmath>
-#include <memory>
-#include <string>
 
 #include "bench.h"
 
@@ -24,7 +22,7 @@ struct Shape {
   const char* name;
   uint32_t layers, hidden, ff, heads, kv_heads, dim;
   DType weights;
-  uint32_t tokens, length;  // sequences, and the positions that the first one knows
+  uint32_t tokens, length;  // sequences, and the positions that each knows
 };
 
 // A decoder's layers on the device, of random numbers.
@@ -38,7 +36,6 @@ class Decoder {
     make_step();
     norm = random_numbers<float>(arena, shape.hidden, [](float x) { return 1 + x / 8; });
     Matrix x = matrix(shape.hidden, DType::f32);
-    first = x;
     linears.resize(4 * size_t{shape.layers});
     attentions.resize(shape.layers);
     for (uint32_t l = 0; l < shape.layers; ++l) {
@@ -183,7 +180,6 @@ class Decoder {
   Arena& arena;
   Step step{};
   cuda::Shape launch_shape{};
-  Matrix first;
   float* norm;
   const std::byte* inv_freq;
   std::byte *fresh_state, *memory[2] = {};
