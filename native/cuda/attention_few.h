@@ -34,14 +34,14 @@ struct Sent {
   __device__ void open(uint32_t splits) const {
     init(*arrived, 1);
     expect(*arrived, splits * Layout::sent_floats(rows) * uint32_t(sizeof(float)));
-    fence_async();
+    fence_barriers();
   }
   __device__ float* row(uint32_t split, uint32_t r) const { return sums + split * Layout::sent_floats(rows) + 2 * r; }
   __device__ float* element(uint32_t split, uint32_t r, uint32_t d) const {
     return sums + split * Layout::sent_floats(rows) + 2 * rows + r * Dim + d;
   }
   __device__ void post(uint32_t block, float* to, float x, float y) const {
-    send(address_in(block, to), x, y, address_in(block, arrived));
+    send(address_in(to, block), x, y, address_in(arrived, block));
   }
 };
 #endif

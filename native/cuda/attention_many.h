@@ -124,7 +124,7 @@ struct ManyWarp {
       const uint4 x = p + row == item.last ? reinterpret_cast<const uint4*>(fresh + plane * Dim)[run] : uint4{};
       store_shared(slot + run / 8 * Layout::kPartBytes + row * 128 + (run % 8 ^ row % 8) * 16, x);
     }
-    fence_async();
+    fence_shared();
     __syncwarp();
     return slot;
   }
@@ -279,7 +279,7 @@ struct ManyWarp {
   __device__ void run() {
     if (lane == 0) prefetch(map);
     if (lane < layout.slots) init(full[lane], 1);
-    fence_async();
+    fence_shared();
     for (uint32_t i = lane; i < Layout::kRows * Layout::kWidth; i += 32) query[i] = element<T>(0);
     __syncwarp();
     start_item(item.index, newest(item.index));

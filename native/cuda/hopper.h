@@ -10,16 +10,19 @@ namespace ingot::cuda {
 #define INGOT_HOPPER 1
 #endif
 
+struct Barrier { uint64_t word; };
+
 #ifdef INGOT_HOPPER
-// Where a B operand lies in shared memory: cores of 8 tokens x 8 k (128 bytes, a token's 16 after another's), those of
-// further tokens behind one another, those of further k `k_bytes` apart.
-__device__ inline uint64_t operand(uint32_t address, uint32_t k_bytes) {
-  return uint64_t(address >> 4 & 0x3fff) | uint64_t(k_bytes >> 4) << 16 | uint64_t(128 >> 4) << 32;
+// A B operand of 16 k in shared memory: a token's 64 k are 128 bytes, the next token's follow, and the eight 16-byte units
+// of a token lie where the exclusive or with the token's number modulo 8 says (the swizzle of 128 bytes).
+__device__ inline uint64_t operand(uint32_t address) {
+  return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
 __device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void wgmma_end() {
-  asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most kUnderWay of the committed groups are.
+template <int kUnderWay>
+__device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory"); }
 
 #define INGOT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define INGOT_D8(i) INGOT_D4(i), INGOT_D4(i + 4)
@@ -50,7 +53,11 @@ INGOT_WGMMA(128, 64, INGOT_10() "," INGOT_10(1) "," INGOT_10(2) "," INGOT_10(3) 
 #undef INGOT_8
 #undef INGOT_10
 
-struct Barrier { uint64_t word; };
+// Registers of each thread of a warpgroup from here on.
+template <uint32_t kRegisters>
+__device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
+template <uint32_t kRegisters>
+__device__ inline void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
 
 __device__ inline void init(Barrier& b, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&b)), "r"(arrivals) : "memory");
@@ -64,23 +71,20 @@ __device__ inline void wait(Barrier& b, uint32_t parity) {
       "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
       "@!done bra again;}" ::"r"(shared_address(&b)), "r"(parity) : "memory");
 }
-// Arrives; the phase does not end before copies of as many bytes have.
+// The phase of a barrier ends with this many more bytes; an arrival.
 __device__ inline void expect(Barrier& b, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&b)), "r"(bytes)
                : "memory");
 }
-// Copies whole lines of 16 bytes; the barrier's phase ends when they are there.
-__device__ inline void copy(void* to, const void* from, uint32_t bytes, Barrier& b) {
-  const uint32_t at = shared_address(to), barrier = shared_address(&b);
-  expect(b, bytes);
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(at),
-               "l"(from), "r"(bytes), "r"(barrier)
+// Copies a box of a map from byte `x` of row `y` on; the barrier counts the bytes of the whole box, though those outside
+// the map are zeros.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, uint32_t x, uint32_t y, Barrier& b) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+                   "r"(shared_address(to)),
+               "l"(&map), "r"(x), "r"(y), "r"(shared_address(&b))
                : "memory");
 }
-__device__ inline void prefetch(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-// Copies a box of a tensor of three dimensions to shared memory, from (x, y, z) on, x innermost; b expects its bytes.
+// The same of a tensor of three dimensions, x innermost, in elements.
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, uint32_t x, uint32_t y, uint32_t z, Barrier& b) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
@@ -90,17 +94,30 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, uint32_t x,
 __device__ inline void store_shared(uint32_t to, const uint4& v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-// Orders what this thread wrote, or saw written, before what copies and matrix instructions read.
-__device__ inline void fence_async() { asm volatile("fence.proxy.async;" ::: "memory"); }
-
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ inline void cluster_arrive_and_wait() {
-  cluster_arrive();
-  cluster_wait();
+// Starts reading a map.
+__device__ inline void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-// The address in block `rank` of the cluster of what lies at `p` in this one.
-__device__ inline uint32_t address_in(uint32_t rank, const void* p) {
+// Into the L2.
+__device__ inline void prefetch(const float* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Orders what this thread wrote, or saw written, before what copies and matrix instructions read. One for both kinds of
+// memory would wait for all that is under way.
+__device__ inline void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void fence_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+// The same for barriers that this thread made, which other blocks of the cluster arrive at too.
+__device__ inline void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  fence_shared();
+}
+
+// All threads of the cluster are there; says nothing about what they wrote, for a release would wait for all that is
+// under way.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Where something of this block's shared memory lies in that of block `rank` of the cluster.
+__device__ inline uint32_t address_in(const void* p, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
   return address;
@@ -111,12 +128,12 @@ __device__ inline void send(uint32_t to, float x, float y, uint32_t barrier) {
                "f"(y), "r"(barrier)
                : "memory");
 }
-// Four floats of shared memory at the same place in block `rank` of the cluster.
-__device__ inline void load_of(const float* p, uint32_t rank, float (&v)[4]) {
-  const uint32_t address = address_in(rank, p);
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
-               : "r"(address));
+// Copies from this block to another of the cluster, whose barrier counts the bytes.
+__device__ inline void copy_to(uint32_t rank, const void* to, const void* from, uint32_t bytes, const Barrier& b) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   address_in(to, rank)),
+               "r"(shared_address(from)), "r"(bytes), "r"(address_in(&b, rank))
+               : "memory");
 }
 #endif
 

@@ -41,13 +41,17 @@ struct Product {
 
 __host__ __device__ inline uint32_t run_blocks(const Product& p) { return ceil_div(p.blocks(), kRuns); }
 
-// Groups of runs, which different blocks can sum: enough that 128 weight rows each keep a large device busy, and few
-// enough that clusters of blocks, which leave some multiprocessors out, run all at once.
+// Groups of runs, which different blocks can sum: as few as leave each the fewest runs, where blocks of 128 weight rows
+// run all at once on a large device, though clusters of them leave some multiprocessors out.
 __host__ __device__ inline uint32_t groups_of(const Product& p) {
-  uint32_t groups = 8;
-  while (groups > 1 && ceil_div(p.tiles(), 8) * groups > 120) groups /= 2;
+  const uint32_t rows = ceil_div(p.tiles(), 8);
+  uint32_t groups = 1;
+  for (uint32_t more = 2; more <= 8 && rows * more <= 120; ++more)
+    if (ceil_div(kRuns, more) < ceil_div(kRuns, groups)) groups = more;
   return groups;
 }
+// Runs of a group; the last may have fewer.
+__host__ __device__ inline uint32_t group_runs(const Product& p) { return ceil_div(kRuns, groups_of(p)); }
 
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
@@ -91,6 +95,42 @@ __device__ inline float finished(const Product& p, uint32_t column, float sum, f
   if (p.branches == 2) y *= biased(p, r + kTile, other);
   return p.residual.data ? y + residual : y;
 }
+
+// Four columns of outputs from `column` on, those below n, of any number of tokens: as `finished` makes them, with their
+// scales and biases loaded once.
+struct Columns {
+  struct Row { float scale[4], bias[4]; } rows[2];  // of both branches
+
+  __device__ Columns(const Product& p, uint32_t column) {
+    const uint32_t r = p.branches == 2 ? column + column / kTile * kTile : column;
+    for (uint32_t i = 0; i < 2; ++i)
+      for (uint32_t j = 0; j < 4; ++j) {
+        const bool exists = i < p.branches && column + j < p.n;
+        rows[i].scale[j] = exists && p.row_scales ? p.row_scales[r + i * kTile + j] : 1;
+        rows[i].bias[j] = exists && p.bias ? p.bias[r + i * kTile + j] : 0;
+      }
+  }
+  __device__ static void biased(const Product& p, const Row& row, float (&y)[4]) {
+    if (p.row_scales)
+      for (uint32_t j = 0; j < 4; ++j) y[j] *= row.scale[j];
+    if (p.bias)
+      for (uint32_t j = 0; j < 4; ++j) y[j] += row.bias[j];
+    for (uint32_t j = 0; j < 4; ++j) y[j] *= p.scale;
+    if (p.softcap > 0)
+      for (uint32_t j = 0; j < 4; ++j) y[j] = softcap_apart(y[j], p.softcap);
+  }
+  // Sums become outputs.
+  __device__ void finish(const Product& p, float (&sum)[4], float (&other)[4], const float (&residual)[4]) const {
+    biased(p, rows[0], sum);
+    activate(p.activation, sum);
+    if (p.branches == 2) {
+      biased(p, rows[1], other);
+      for (uint32_t j = 0; j < 4; ++j) sum[j] *= other[j];
+    }
+    if (p.residual.data)
+      for (uint32_t j = 0; j < 4; ++j) sum[j] += residual[j];
+  }
+};
 
 __device__ inline void finish(const Product& p, uint32_t token, uint32_t column, float sum, float other,
                               float residual) {

@@ -50,7 +50,7 @@ struct Held {
       scale_high = __ldg(p.scales + (row + 8) * p.blocks() + at.block);
     }
   }
-  __device__ static size_t row_bytes(const Product& p) { return size_t{round_up(p.k, kPadK)} / W::kElements * 16; }
+  __host__ __device__ static size_t row_bytes(const Product& p) { return size_t{round_up(p.k, kPadK)} / W::kElements * 16; }
 };
 
 // Four elements of a staged row as 16-bit operands at column c.
@@ -66,12 +66,13 @@ __device__ void store_four(uint16_t* row, uint32_t c, const float (&v)[4]) {
   }
 }
 
-// One pass over rows first .. first + tokens of x, kTokens in flight at once: the sums of squares of each warp's
-// elements, the rows as operands in shared memory, times their norm's weight, or both. Calls wait_for_inputs.
-template <class W, uint32_t kTokens, uint32_t kWarps, bool kSquares, bool kOperands>
-__device__ void pass(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
-  constexpr uint32_t kThreads = kWarps * 32, kGroups = kTokens == 1 ? 4 : 1, kSpan = kThreads * 4 * kGroups;
-  const uint32_t end = round_up(p.k, kQuantBlock), stride = staged_stride(p.k);
+// One pass over rows first .. first + tokens of x, kTokens x kGroups fours of a thread in flight at once: the sums of
+// squares of each of the kThreads' warps, the rows times their norm's weight given to store(row, c, v) in fours, or
+// both. Calls wait_for_inputs.
+template <uint32_t kTokens, uint32_t kGroups, uint32_t kThreads, bool kSquares, bool kOperands, class Store>
+__device__ void pass(const Product& p, uint32_t first, uint32_t tokens, float* squares, const Store& store) {
+  constexpr uint32_t kWarps = kThreads / 32, kSpan = kThreads * 4 * kGroups;
+  const uint32_t end = round_up(p.k, kQuantBlock);
   const bool wide = p.k % 4 == 0 && p.x.stride % 16 == 0 && reinterpret_cast<size_t>(p.x.data) % 16 == 0;
   for (uint32_t token = 0; token < tokens; token += kTokens) {
     float sum[kTokens] = {}, factor[kTokens];
@@ -99,11 +100,11 @@ __device__ void pass(const Product& p, uint32_t first, uint32_t tokens, uint16_t
             v[j][i][e] *= kSquares ? weight[i][e] : factor[j] * weight[i][e];
           }
           const uint32_t c = base + (i * kThreads + threadIdx.x) * 4;
-          if (kOperands && c < end && token + j < tokens)
-            store_four<W>(staged + size_t{token + j} * stride, c, v[j][i]);
+          if (kOperands && c < end && token + j < tokens) store(token + j, c, v[j][i]);
         }
     }
     if (kSquares && p.norm)
+#pragma unroll
       for (uint32_t j = 0; j < kTokens; ++j) {
         const float all = warp_sum(sum[j]);
         if (threadIdx.x % 32 == 0 && token + j < tokens) squares[(token + j) * kWarps + threadIdx.x / 32] = all;
@@ -111,17 +112,28 @@ __device__ void pass(const Product& p, uint32_t first, uint32_t tokens, uint16_t
   }
 }
 
-// Rows of x as operands. Those of f16 are divided by their root mean square first, lest they overflow; finished sums of
-// others are, by sum_factor.
+// Rows of x for their operands. Those of f16 are divided by their root mean square first, lest they overflow; finished
+// sums of others are, by sum_factor. `meet` is a barrier of the threads.
+template <class W, uint32_t kTokens, uint32_t kGroups, uint32_t kThreads, class Store, class Meet>
+__device__ void read_rows(const Product& p, uint32_t first, uint32_t tokens, float* squares, const Store& store,
+                          const Meet& meet) {
+  if (W::kHalf && p.norm) {
+    pass<kTokens, kGroups, kThreads, true, false>(p, first, tokens, squares, store);
+    meet();
+    pass<kTokens, kGroups, kThreads, false, true>(p, first, tokens, squares, store);
+  } else {
+    pass<kTokens, kGroups, kThreads, true, true>(p, first, tokens, squares, store);
+  }
+}
+
+// Rows of x as operands in shared memory.
 template <class W, uint32_t kTokens, uint32_t kWarps>
 __device__ void stage(const Product& p, uint32_t first, uint32_t tokens, uint16_t* staged, float* squares) {
-  if (W::kHalf && p.norm) {
-    pass<W, kTokens, kWarps, true, false>(p, first, tokens, staged, squares);
-    __syncthreads();
-    pass<W, kTokens, kWarps, false, true>(p, first, tokens, staged, squares);
-  } else {
-    pass<W, kTokens, kWarps, true, true>(p, first, tokens, staged, squares);
-  }
+  const uint32_t stride = staged_stride(p.k);
+  read_rows<W, kTokens, kTokens == 1 ? 4 : 1, kWarps * 32>(
+      p, first, tokens, squares,
+      [&](uint32_t row, uint32_t c, const float (&v)[4]) { store_four<W>(staged + size_t{row} * stride, c, v); },
+      [] { __syncthreads(); });
 }
 
 template <class W>

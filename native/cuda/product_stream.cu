@@ -19,14 +19,16 @@ size_t staged_bytes(const Product& p, uint32_t tokens) {
 // The sums of runs, `stride` apart, of each group in order, then of the groups.
 __device__ inline float sum_of_runs(const float* runs, uint32_t stride, uint32_t count, uint32_t together) {
   float of[kRuns], all = 0, sum = 0;
+  uint32_t left = together;
 #pragma unroll
   for (uint32_t run = 0; run < kRuns; ++run) of[run] = run < count ? runs[run * stride] : 0;
 #pragma unroll
   for (uint32_t run = 0; run < kRuns; ++run) {
     if (run < count) sum += of[run];
-    if ((run + 1) & (together - 1)) continue;
+    if (--left && run + 1 < kRuns) continue;
     all += sum;
     sum = 0;
+    left = together;
   }
   return all;
 }
@@ -44,7 +46,7 @@ __global__ __launch_bounds__(kThreads, kColumns == 1 ? 2 : 1) void stream(const 
   float* squares = factors + tokens;
 
   const uint32_t tiles = p.tiles(), per = run_blocks(p), warps = ceil_div(p.blocks(), per);
-  const uint32_t together = kRuns / groups_of(p);  // a power of two
+  const uint32_t together = group_runs(p);
   const uint32_t first = min(warp * per, p.blocks()), last = min(first + per, p.blocks());
   const bool works = first < last;
   Held<W> held;

@@ -1,343 +1,337 @@
-// Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows, 16
-// in the registers of each warp, with up to 128 tokens at once, whose operands it copies from the workspace. Where rows are
-// few, the blocks of a cluster each sum a group of runs of K. The blocks make the operands together first, row by row: one
-// launch does all.
+// Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows,
+// 16 in the registers of each warp, with up to 128 tokens at once. One thread copies boxes of weights into shared memory,
+// from the start of the launch on, and of operands, which the blocks make together first, each some rows of x, in the
+// workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all.
 #include <algorithm>
 
-#include "hopper.h"
-#include "product_rows.h"
+#include "product_tile.h"
 
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kThreads = 256, kRows = 128, kChunk = 128, kSumStride = kRows + 4;
-
-// Tokens of x whose operands are made, and those whose operands are there; blocks that have seen it.
-struct Counters { uint32_t taken, made, seen; };
-
-struct Work {
-  Counters* counters;
-  float* factors;  // (tokens) inverse root mean squares
-  uint16_t* operands;  // (tiles of tokens, chunks of k, 8 k at once, tokens, 8)
-};
-
-size_t factor_bytes(const Product& p) { return (size_t{p.tokens()} * 4 + 255) / 256 * 256; }
-uint32_t padded_k(const Product& p) { return round_up(p.k, kQuantBlock); }
+size_t squares_bytes(const Product& p) { return (size_t{p.tokens()} * kRuns * 4 + 255) / 256 * 256; }
 uint32_t tokens_at_once(const Product& p) {
-  const uint32_t most = p.scales ? 64 : 128;  // quantised weights take registers for the sums of blocks
   uint32_t tokens = 16;
-  while (tokens < most && tokens < p.tokens()) tokens *= 2;
+  while (tokens < 128 && tokens < p.tokens()) tokens *= 2;
   return tokens;
 }
-size_t operand_bytes(const Product& p) {
-  const uint32_t at_once = tokens_at_once(p);
-  return size_t{round_up(p.tokens(), at_once)} * padded_k(p) * 2;
-}
-// Chunks of K in shared memory: of operands, and of weights, 16 bytes of each thread's rows by slot.
-template <class W>
-__host__ __device__ constexpr uint32_t slots_of() { return kChunk / (4 * W::kElements); }
-template <class W>
-__host__ __device__ constexpr uint32_t weight_bytes() { return slots_of<W>() * 2 * 16 * kThreads; }
-__host__ __device__ constexpr uint32_t chunk_bytes(uint32_t tokens) { return tokens * kChunk * 2; }
-template <class W>
-__host__ __device__ constexpr uint32_t stages_of(uint32_t tokens) {
-  const uint32_t fit = 196608 / (weight_bytes<W>() + chunk_bytes(tokens));
-  return fit < 6 ? fit : 6;
-}
-
-// Bytes of shared memory: weights, then what is there in turns, a row of x, operands and finished sums.
-template <class W>
-size_t shared_of(const Product& p, uint32_t tokens) {
-  const size_t row = (size_t{padded_k(p)} + 32) * 2, sums = size_t{tokens} * kSumStride * 4;
-  const size_t stages = stages_of<W>(tokens);
-  return stages * weight_bytes<W>() + std::max({stages * chunk_bytes(tokens), row, sums});
-}
+size_t operand_row_bytes(const Product& p) { return size_t{round_up(p.k, kQuantBlock)} * 2; }
 
 #ifdef INGOT_HOPPER
-// The operand of instruction i of a span of 4 kElements, index 8 h .. 8 h + 7, in a staged row.
-template <class W>
-__device__ uint4 gather(const uint16_t* span, uint32_t i, uint32_t h) {
-  uint32_t pairs[4];
-#pragma unroll
-  for (uint32_t t = 0; t < 4; ++t)
-    pairs[t] = *reinterpret_cast<const uint32_t*>(span + t * W::kElements + 4 * i + 2 * h);
-  return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
-
-// Makes operands of rows of x until none is left, and waits for those of other blocks. A block that waits does so for
-// rows that running blocks have taken, so none needs all to run at once.
-template <class W, uint32_t kTokens>
-__device__ void make_operands(const Product& p, const Work& work, std::byte* shared) {
-  constexpr uint32_t kSpan = 4 * W::kElements;
-  __shared__ uint32_t taken[2];
-  __shared__ float squares[kThreads / 32];
-  uint16_t* row = reinterpret_cast<uint16_t*>(shared);
-  const uint32_t k = round_up(p.k, kQuantBlock);
-  wait_for_inputs();
-  if (threadIdx.x == 0) taken[0] = atomicAdd(&work.counters->taken, 1);
-  for (uint32_t turn = 0;; turn ^= 1) {
-    __syncthreads();
-    const uint32_t token = taken[turn];
-    if (token >= p.tokens()) break;
-    if (threadIdx.x == 0) taken[turn ^ 1] = atomicAdd(&work.counters->taken, 1);
-    if (copies<W>(p)) copy_rows<W>(p, token, 1, row, kThreads);
-    else stage<W, 1, kThreads / 32>(p, token, 1, row, squares);
-    __syncthreads();
-    if (threadIdx.x == 0) work.factors[token] = sum_factor<W>(p, squares, kThreads / 32);
-    uint16_t* tile = work.operands + size_t{token / kTokens * kTokens} * k + token % kTokens * 8;
-    for (uint32_t eight = threadIdx.x; eight < k / 8; eight += kThreads) {
-      const uint32_t span = eight * 8 / kSpan, within = eight % (kSpan / 8);
-      const uint4 operands = gather<W>(row + span * kSpan, within / 2, within % 2);
-      *reinterpret_cast<uint4*>(tile + size_t{eight} * kTokens * 8) = operands;
-    }
-    fence_async();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(&work.counters->made, 1);
-    }
-  }
-  if (threadIdx.x == 0) {
-    uint32_t made;
-    do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(made) : "l"(&work.counters->made) : "memory");
-    while (made < p.tokens());
-    fence_async();
-    if (atomicAdd(&work.counters->seen, 1) == gridDim.x * gridDim.y - 1) {
-      work.counters->taken = work.counters->made = 0;
-      __threadfence();
-      work.counters->seen = 0;
-    }
-  }
-  __syncthreads();
-}
-
 template <uint32_t kCount>
-__device__ void add(float (&to)[kCount], const float (&from)[kCount]) {
+__device__ void settle(float (&v)[kCount]) {  // nothing is read before what stands ahead of this
 #pragma unroll
-  for (uint32_t i = 0; i < kCount; ++i) to[i] += from[i];
+  for (uint32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(v[i])::"memory");
 }
 
-// A thread's 16 bytes of weights of each slot: rows g and g + 8 of its warp's tile, from block `first` of K.
-template <class W, uint32_t kTokens>
-struct Weights {
-  const std::byte* low;
-  uint32_t row_bytes, start;  // bytes of a row; where this thread's first slot is
-  bool exists;
-  std::byte* ring;
-
-  __device__ Weights(const Product& p, uint32_t tile, uint32_t first, std::byte* ring)
-      : row_bytes(uint32_t(Held<W>::row_bytes(p))), start(first * 2 * slots_of<W>() * 64 + threadIdx.x % 4 * 16),
-        exists(tile < p.tiles()), ring(ring + threadIdx.x * 16) {
-    low = p.weight + (size_t{exists ? tile : 0} * kTile + threadIdx.x % 32 / 4) * row_bytes;
+// A warp's sums, as mma.h has them of each eight tokens, among those of all rows by token.
+template <class L, uint32_t kCount>
+struct Place {
+  float* at;
+  __device__ explicit Place(float* sums) {
+    const uint32_t lane = threadIdx.x % 32;
+    at = sums + lane % 4 * 2 * L::kSumStride + threadIdx.x / 32 * kTile + lane_row();
   }
-  __device__ std::byte* place(uint32_t chunk, uint32_t slot, uint32_t high) const {
-    return ring + ((chunk % stages_of<W>(kTokens) * slots_of<W>() + slot) * 2 + high) * (kThreads * 16);
+  __device__ float& of(uint32_t i) const { return at[(i / 4 * 8 + i % 2) * L::kSumStride + i % 4 / 2 * 8]; }
+  __device__ void store(const float (&v)[kCount]) const {
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) of(i) = v[i];
   }
-  // Past the end of the row, zeros; past that of the blocks that are summed, nothing: a group of copies in any case.
-  __device__ void fetch(uint32_t chunk, uint32_t chunks) const {
-    if (chunk < chunks)
+  __device__ void add(const float (&v)[kCount], bool fresh) const {
 #pragma unroll
-      for (uint32_t slot = 0; slot < slots_of<W>(); ++slot) {
-        const uint32_t at = start + (chunk * slots_of<W>() + slot) * 64;
-        const bool valid = exists && at < row_bytes;
-        const std::byte* from = low + (valid ? at : 0);
-#pragma unroll
-        for (uint32_t high = 0; high < 2; ++high)
-          asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
-                           shared_address(place(chunk, slot, high))),
-                       "l"(from + size_t{high} * 8 * row_bytes), "r"(valid ? 16 : 0)
-                       : "memory");
-      }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    for (uint32_t i = 0; i < kCount; ++i) of(i) = (fresh ? 0.0f : of(i)) + v[i];
   }
 };
 
-// The factors of quantised weights of rows g and g + 8.
-template <class W>
-struct Factors {
-  __half scale[2];
-  int8_t sub[2];
+// What is summed of a warp's tile, block after block: `block` by the matrix instructions; of quantised weights, times
+// its scale, the run, which is kept in shared memory once it is finished, for want of registers, or at once where a run
+// is a block.
+template <class L>
+struct Sums {
+  using W = typename L::W;
+  static constexpr uint32_t kCount = L::kTokens / 2;
+  float block[kCount], kept[kCount];
+  Place<L, kCount> place;
+  uint32_t per;
+  bool any = false;
 
-  __device__ void load_scales(const Product& p, uint32_t tile, uint32_t block) {
+  __device__ Sums(const Product& p, float* sums) : place(sums), per(run_blocks(p)) {
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) kept[i] = 0;
+  }
+  __device__ bool starts(uint32_t at) const { return at % per == 0; }
+  // Block `at` is summed.
+  __device__ void end_block(uint32_t at, bool last, const Factors<W>& factors) {
+    const bool ends = last || starts(at + 1);
     if constexpr (W::kQuantised) {
-      if (tile >= p.tiles() || block >= p.blocks()) return;
-      const __half* from = p.scales + (size_t{tile} * kTile + threadIdx.x % 32 / 4) * p.blocks() + block;
-      scale[0] = __ldg(from), scale[1] = __ldg(from + size_t{8} * p.blocks());
-    }
-  }
-  __device__ void load_subs(const Product& p, uint32_t tile, uint32_t chunk) {
-    if constexpr (W::kInterleaved) {
-      const uint32_t groups = ceil_div(p.k, kQuantGroup), group = chunk * (kChunk / kQuantGroup) + threadIdx.x % 4;
-      const int8_t* from = p.sub_scales + (size_t{tile} * kTile + threadIdx.x % 32 / 4) * groups + group;
-      const bool exists = tile < p.tiles() && group < groups;
-      sub[0] = exists ? __ldg(from) : 0, sub[1] = exists ? __ldg(from + size_t{8} * groups) : 0;
-    }
-  }
-};
-
-// Sums blocks first .. last of a warp's tile into totals, as mma.h has them of each eight tokens.
-template <class W, uint32_t kTokens>
-__device__ void sum_blocks(const Product& p, const Weights<W, kTokens>& weights, uint32_t tile,
-                           const uint16_t* operands, std::byte* ring, uint32_t first, uint32_t last,
-                           float (&total)[kTokens / 2]) {
-  constexpr uint32_t kStages = stages_of<W>(kTokens), kBytes = chunk_bytes(kTokens), kSlots = slots_of<W>();
-  __shared__ Barrier full[kStages], empty[kStages];
-  const uint32_t chunks = (last - first) * 2, per = run_blocks(p);
-  const std::byte* source = reinterpret_cast<const std::byte*>(operands) + size_t{first} * 2 * kBytes;
-  if (threadIdx.x == 0)
-    for (uint32_t i = 0; i < kStages; ++i) init(full[i], 1), init(empty[i], kThreads / 32);
-  fence_async();
-  __syncthreads();
-  const auto fetch = [&](uint32_t chunk) {
-    copy(ring + chunk % kStages * kBytes, source + size_t{chunk} * kBytes, kBytes, full[chunk % kStages]);
-  };
-  if (threadIdx.x == 0)
-    for (uint32_t i = 0; i < min(chunks, kStages - 1); ++i) fetch(i);
-
-  float sum[kTokens / 2], run[W::kQuantised ? kTokens / 2 : 1];
-  Factors<W> factors, next;
-  next.load_scales(p, tile, first);
-  next.load_subs(p, tile, first * 2);
-  for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-    const uint32_t stage = chunk % kStages, block = first + chunk / 2, ahead = chunk + kStages - 1;
-    const bool starts = block % per == 0, ends = block % per == per - 1 || block == last - 1;
-    if (threadIdx.x == 0 && ahead < chunks) {
-      if (chunk > 0) wait(empty[(chunk - 1) % kStages], (chunk - 1) / kStages % 2);
-      fetch(ahead);
-    }
-    weights.fetch(ahead, chunks);
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
-    uint4 low[kSlots], high[kSlots];
+      const float scale[2] = {__half2float(factors.scale[0]), __half2float(factors.scale[1])};
+      if (per == 1) {
 #pragma unroll
-    for (uint32_t slot = 0; slot < kSlots; ++slot) {
-      low[slot] = *reinterpret_cast<const uint4*>(weights.place(chunk, slot, 0));
-      high[slot] = *reinterpret_cast<const uint4*>(weights.place(chunk, slot, 1));
-    }
-    factors.sub[0] = next.sub[0], factors.sub[1] = next.sub[1];
-    if (chunk % 2 == 0) factors.scale[0] = next.scale[0], factors.scale[1] = next.scale[1];
-    const __nv_bfloat162 sub_low = __float2bfloat162_rn(W::kInterleaved ? float(factors.sub[0]) : 0);
-    const __nv_bfloat162 sub_high = __float2bfloat162_rn(W::kInterleaved ? float(factors.sub[1]) : 0);
-    __syncwarp();
-    wait(full[stage], chunk / kStages % 2);
-    const uint32_t base = shared_address(ring + stage * kBytes);
-    wgmma_begin();
-#pragma unroll
-    for (uint32_t slot = 0; slot < kSlots; ++slot)
-#pragma unroll
-      for (uint32_t i = 0; i < W::kElements / 8; ++i) {
-        const uint4 a = W::eight(low[slot], i, sub_low), c = W::eight(high[slot], i, sub_high);
-        const uint32_t at = base + (slot * (W::kElements / 4) + i * 2) * (kTokens * 32);
-        const bool fresh = chunk % 2 == 0 && slot == 0 && i == 0 && (W::kQuantised || starts);
-        wgmma<W::kHalf>(sum, {a.x, c.x, a.y, c.y}, operand(at, kTokens * 16), !fresh);
-        wgmma<W::kHalf>(sum, {a.z, c.z, a.w, c.w}, operand(at + kTokens * 32, kTokens * 16), 1);
+        for (uint32_t i = 0; i < kCount; ++i) kept[i] += fmaf(block[i], scale[i % 4 / 2], 0.0f);
+        return;
       }
-    wgmma_end();
-    if (threadIdx.x % 32 == 0) arrive(empty[stage]);
-    next.load_subs(p, tile, first * 2 + chunk + 1);
-    if (chunk % 2 == 0) {
-      next.load_scales(p, tile, block + 1);
-      continue;
-    }
-    if constexpr (W::kQuantised) {
 #pragma unroll
-      for (uint32_t i = 0; i < kTokens / 2; ++i)
-        run[i] = fmaf(sum[i], __half2float(factors.scale[i % 4 / 2]), starts ? 0.0f : run[i]);
-      if (ends) add(total, run);
+      for (uint32_t i = 0; i < kCount; ++i) kept[i] = fmaf(block[i], scale[i % 4 / 2], starts(at) ? 0.0f : kept[i]);
+      if (ends) place.add(kept, !any), any = true;
     } else if (ends) {
-      add(total, sum);
+#pragma unroll
+      for (uint32_t i = 0; i < kCount; ++i) kept[i] += block[i];
     }
   }
-}
-
-// Adds the groups' sums of four columns at `mine`, each group's in its block of the cluster, in order.
-__device__ void add_groups(const float* mine, uint32_t groups, float (&sum)[4]) {
-  float part[8][4];
-#pragma unroll
-  for (uint32_t from = 0; from < 8; ++from)
-    if (from < groups) load_of(mine, from, part[from]);
-#pragma unroll
-  for (uint32_t from = 0; from < 8; ++from)
-    if (from < groups)
-      for (uint32_t j = 0; j < 4; ++j) sum[j] += part[from][j];
-}
-#endif
-
-template <class W, uint32_t kTokens>
-__global__ __launch_bounds__(kThreads, 1) void tile(const Product p, const Work work) {
-#ifdef INGOT_HOPPER
-  extern __shared__ __align__(128) std::byte shared[];
-  const uint32_t groups = groups_of(p), group = blockIdx.x % groups, tile = blockIdx.x / groups;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const uint32_t own_tile = tile * (kRows / kTile) + warp;
-  const uint32_t blocks = run_blocks(p) * (kRuns / groups);
-  const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
-  let_next_start();
-  const Weights<W, kTokens> weights(p, own_tile, first, shared);
-  for (uint32_t chunk = 0; chunk < stages_of<W>(kTokens) - 1; ++chunk) weights.fetch(chunk, (last - first) * 2);
-  std::byte* rest = shared + stages_of<W>(kTokens) * weight_bytes<W>();
-  make_operands<W, kTokens>(p, work, rest);
-  const uint32_t first_token = blockIdx.y * kTokens, tokens = min(kTokens, p.tokens() - first_token);
-  float total[kTokens / 2] = {};
-  const uint16_t* operands = work.operands + size_t{first_token} * round_up(p.k, kQuantBlock);
-  if (first < last) sum_blocks<W, kTokens>(p, weights, own_tile, operands, rest, first, last, total);
-  __syncthreads();
-  float* sums = reinterpret_cast<float*>(rest);
-#pragma unroll
-  for (uint32_t i = 0; i < kTokens / 2; ++i)
-    sums[(i / 4 * 8 + 2 * t + i % 2) * kSumStride + warp * kTile + g + i % 4 / 2 * 8] = total[i];
-  if (groups > 1) cluster_arrive_and_wait();
-  else __syncthreads();
-  const uint32_t columns = kRows / p.branches;
-  for (uint32_t i = (group * kThreads + threadIdx.x) * 4; i < tokens * columns; i += groups * kThreads * 4) {
-    const uint32_t token = i / columns, c = i % columns, column = tile * columns + c;
-    if (column >= p.n) continue;
-    float residual[4], sum[4] = {}, other[4] = {}, y[4];
-    for (uint32_t j = 0; j < 4; ++j)
-      residual[j] = column + j < p.n ? residual_of(p, first_token + token, column + j) : 0;
-    const float* mine = sums + token * kSumStride + (p.branches == 2 ? c + c / kTile * kTile : c);
-    add_groups(mine, groups, sum);
-    if (p.branches == 2) add_groups(mine + kTile, groups, other);
-    const float factor = p.norm ? __ldcg(work.factors + first_token + token) : 1;
-    for (uint32_t j = 0; j < 4; ++j)
-      if (column + j < p.n) y[j] = finished(p, column + j, sum[j] * factor, other[j] * factor, residual[j]);
-    store_outputs(p.out, first_token + token, column, p.n, y);
+  __device__ void finish() {
+    if (!W::kQuantised || per == 1 || !any) place.store(kept);
   }
-  if (groups > 1) cluster_arrive_and_wait();  // others read this block's memory
+};
+
+// Sums blocks first .. last of a warp's tile.
+template <class L>
+__device__ void sum_blocks(const Product& p, uint32_t tile, uint32_t first, uint32_t last,
+                           const L& layout, Sums<L>& sums) {
+  using W = typename L::W;
+  constexpr uint32_t kSteps = kQuantBlock / kStepK, kWeightSteps = L::kWeightK / kStepK,
+                     kOperandSteps = L::kOperandK / kStepK;
+  typename L::Rest& rest = layout.rest();
+  Turn<L::kWeightStages> weights;
+  Turn<L::kOperandStages> operands, freed;
+  Fragment<W> fragments[2];
+  Factors<W> factors, next;
+  const auto load = [&](uint32_t step, const Factors<W>& factors) {
+    const uint32_t within = step % kWeightSteps;
+    if (within == 0) wait(rest.weights_full[weights.stage], weights.parity);
+    fragments[step % 2].load(layout.weights(weights.stage), within, factors.sub_scale(step, 0),
+                             factors.sub_scale(step, 1));
+    if (within + 1 < kWeightSteps) return;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(rest.weights_empty[weights.stage]);
+    weights.advance();
+  };
+  const auto free_operands = [&] {
+    if (threadIdx.x % 32 == 0) arrive(rest.operands_empty[freed.stage]);
+    freed.advance();
+  };
+  bool under_way = false;
+  factors.load(p, tile, first);
+  load(0, factors);
+  for (uint32_t block = first; block < last; ++block) {
+    if (block + 1 < last) next.load(p, tile, block + 1);
+#pragma unroll
+    for (uint32_t step = 0; step < kSteps; ++step) {
+      if (step % kOperandSteps == 0) wait(rest.operands_full[operands.stage], operands.parity);
+      const uint32_t at = shared_address(layout.operands(operands.stage)) + step % kOperandSteps * L::kTokens * kBoxBytes;
+      wgmma_begin();
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i)
+        wgmma<W::kHalf>(sums.block, fragments[step % 2].a[i], operand(at + i * 32),
+                        step > 0 || i > 0 || !W::kQuantised && !sums.starts(block));
+      wgmma_commit();
+      if (step % kOperandSteps == kOperandSteps - 1) operands.advance();
+      if (step > 0 || under_way) {
+        wgmma_wait<1>();
+        if (step % kOperandSteps == 0) free_operands();
+      }
+      if (step < kSteps - 1) load(step + 1, factors);
+      else if (block + 1 < last) load(0, next);
+    }
+    under_way = !W::kQuantised && !sums.starts(block + 1) && block + 1 < last;
+    if (under_way) continue;
+    wgmma_wait<0>();
+    settle(sums.block);
+    free_operands();
+    sums.end_block(block, block == last - 1, factors);
+    factors = next;
+  }
+}
+
+// The blocks of a cluster each finish some of the tokens, whose sums the others copy to them.
+template <class L>
+struct Cluster {
+  uint32_t groups, group, share;  // blocks, this one among them, tokens of each
+  const float *own, *others;      // sums of this block's share: its own, and by block
+  L layout;
+  Barrier& arrived;
+
+  __device__ Cluster(uint32_t groups, uint32_t group, uint32_t tokens, L layout, Barrier& arrived)
+      : groups(groups), group(group), share(ceil_div(tokens, groups)),
+        own(layout.sums() + group * share * L::kSumStride), others(layout.parts()), layout(layout), arrived(arrived) {}
+  __device__ uint32_t bytes() const { return share * L::kSumStride * 4; }
+  // By one thread, before anything arrives.
+  __device__ void prepare() const {
+    init(arrived, 1);
+    expect(arrived, (groups - 1) * bytes());
+  }
+  // By the threads that store outputs, when this block's sums are there and its rings are free.
+  __device__ void exchange() const {
+    fence_shared();
+    meet_block();
+    if (groups == 1) return;
+    cluster_arrive();
+    cluster_wait();
+    if (threadIdx.x < groups && threadIdx.x != group)
+      copy_to(threadIdx.x, others + group * share * L::kSumStride,
+              layout.sums() + threadIdx.x * share * L::kSumStride, bytes(), arrived);
+    __syncwarp();
+    wait(arrived, 0);
+    cluster_arrive();
+  }
+  __device__ void leave() const {  // others may copy from this block until then
+    if (groups > 1) cluster_wait();
+  }
+  // By the threads beside them.
+  __device__ void stand_by() const {
+    meet_block();
+    if (groups == 1) return;
+    cluster_arrive();
+    cluster_wait();
+    cluster_arrive();
+    cluster_wait();
+  }
+  __device__ static void meet_block() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+  // The groups' sums of four columns of kTokens tokens, `step` apart, those below `end`, added in order: loads first, then
+  // sums.
+  template <uint32_t kTokens>
+  __device__ void add(uint32_t token, uint32_t step, uint32_t end, uint32_t column, float (&sum)[kTokens][4]) const {
+#pragma unroll 1
+    for (uint32_t from = 0; from < groups; ++from) {
+      const float* at = (from == group ? own : others + from * share * L::kSumStride) + token * L::kSumStride + column;
+      float4 part[kTokens] = {};
+#pragma unroll
+      for (uint32_t i = 0; i < kTokens; ++i)
+        if (token + i * step < end) part[i] = *reinterpret_cast<const float4*>(at + i * step * L::kSumStride);
+#pragma unroll
+      for (uint32_t i = 0; i < kTokens; ++i)
+        sum[i][0] += part[i].x, sum[i][1] += part[i].y, sum[i][2] += part[i].z, sum[i][3] += part[i].w;
+    }
+  }
+};
+
+// This block's share of the outputs of its rows. A thread has four columns, whose scales and biases it loads once, of
+// kAtOnce tokens at a time, whose residuals come while the sums before are finished.
+template <class L>
+__device__ void store_tile(const Product& p, const Cluster<L>& cluster, const float* factors, uint32_t tile,
+                           uint32_t first_token, uint32_t tokens) {
+  constexpr uint32_t kAtOnce = L::kTokens < 64 ? 1 : L::kTokens / 32;  // what runs once waits for its code
+  const uint32_t columns = L::kRows / p.branches, within = threadIdx.x * 4 % columns, column = tile * columns + within;
+  const uint32_t before = cluster.group * cluster.share;  // tokens of blocks ahead
+  const uint32_t step = L::kConsumers * 4 / columns;
+  const uint32_t end = column < p.n && before < tokens ? min(cluster.share, tokens - before) : 0;
+  const bool wide = p.residual.stride % 16 == 0 && reinterpret_cast<size_t>(p.residual.data) % 16 == 0 && p.n % 4 == 0;
+  const Columns scaled(p, column);
+  float residual[kAtOnce][4] = {};
+  const auto load_residuals = [&](uint32_t token) {
+    if (!p.residual.data) return;
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i)
+      if (token + i * step < end)
+        load_four(p.residual, first_token + before + token + i * step, column, p.n, wide, residual[i]);
+  };
+  uint32_t token = threadIdx.x * 4 / columns;
+  load_residuals(token);
+  cluster.exchange();
+#pragma unroll 1
+  for (; token < end; token += kAtOnce * step) {
+    float sum[kAtOnce][4] = {}, other[kAtOnce][4] = {};
+    const uint32_t c = p.branches == 2 ? within + within / kTile * kTile : within;
+    cluster.add(token, step, end, c, sum);
+    if (p.branches == 2) cluster.add(token, step, end, c + kTile, other);
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i) {
+      const uint32_t at = token + i * step;
+      if (at >= end) break;
+      const float factor = p.norm ? factors[before + at] : 1;
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) sum[i][j] *= factor, other[i][j] *= factor;
+      scaled.finish(p, sum[i], other[i], residual[i]);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kAtOnce; ++i)
+      if (token + i * step < end)
+        store_outputs(p.out, first_token + before + token + i * step, column, p.n, sum[i]);
+    load_residuals(token + kAtOnce * step);
+  }
+}
+#endif
+
+template <class L>
+__global__ __launch_bounds__(L::kThreads, 1) void tile(
+    const Product p, const Work work, const __grid_constant__ CUtensorMap weights,
+    const __grid_constant__ CUtensorMap operands) {
+#ifdef INGOT_HOPPER
+  extern __shared__ __align__(1024) std::byte shared[];
+  const L layout{shared};
+  typename L::Rest& rest = layout.rest();
+  // Blocks of the same rows run side by side, so that their weights come once.
+  const uint32_t groups = work.groups, group = blockIdx.x % groups, at = blockIdx.x / groups;
+  const uint32_t shares = ceil_div(p.tokens(), L::kTokens), tile = at / shares;
+  const uint32_t warp = threadIdx.x / 32, blocks = run_blocks(p) * ceil_div(kRuns, groups);
+  const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
+  const uint32_t first_token = at % shares * L::kTokens, tokens = min(L::kTokens, p.tokens() - first_token);
+  const Cluster<L> cluster(groups, group, L::kTokens, layout, rest.arrived);
+  let_next_start();
+  if (threadIdx.x == 0) cluster.prepare(), layout.prepare(), fence_barriers();
+  __syncthreads();
+  if (warp < L::kConsumers / 32) {
+    take_registers<L::kTake>();
+    const uint32_t own = tile * (L::kRows / kTile) + warp;
+    make_operands<L>(p, work);
+    Sums<L> sums(p, layout.sums());
+    if (first < last) sum_blocks<L>(p, own, first, last, layout, sums);
+    meet_some<L::kConsumers>();
+    sums.finish();
+    store_tile<L>(p, cluster, rest.factors, tile, first_token, tokens);
+    cluster.leave();
+  } else {
+    leave_registers<L::kLeave>();
+    if (threadIdx.x == L::kConsumers)
+      copy_all<L>(p, work, weights, operands, layout, tile * L::kRows, first_token, first, last);
+    __syncwarp();
+    if (p.norm && warp == L::kConsumers / 32)
+      for (uint32_t token = threadIdx.x % 32; token < tokens; token += 32)
+        rest.factors[token] = sum_factor<typename L::W>(p, work.squares + (first_token + token) * kRuns, kRuns);
+    __syncwarp();
+    cluster.stand_by();
+  }
 #endif
 }
 
-template <class W, uint32_t kTokens>
+template <class L>
 cudaError_t launch_tile(const Context& context, const Product& p) {
-  const auto kernel = tile<W, kTokens>;
+  const auto kernel = tile<L>;
+  const uint32_t shared = L::kBytes, groups = groups_of(p);
+  const uint32_t blocks = ceil_div(p.tiles(), L::kRows / kTile) * groups * ceil_div(p.tokens(), L::kTokens);
   std::byte* at = context.workspace.data;
+  // Blocks start in order, each on a multiprocessor of its own; clusters can leave some of these out. No later launch's
+  // start before all of this one's have, so those that make operands wait for nothing but the launch before.
+  const uint32_t together = std::max(context.device.processors / (groups > 1 ? 4 : 1) * (groups > 1 ? 3 : 1), 1);
   const Work work{reinterpret_cast<Counters*>(at), reinterpret_cast<float*>(at + kCounterBytes),
-                  reinterpret_cast<uint16_t*>(at + kCounterBytes + factor_bytes(p))};
-  const size_t shared = shared_of<W>(p, kTokens);
-  const uint32_t groups = groups_of(p);
-  if (const cudaError_t error = allow_shared(kernel, shared)) return error;
-  const dim3 blocks(ceil_div(p.tiles(), kRows / kTile) * groups, ceil_div(p.tokens(), kTokens));
-  return launch(context, kernel, {blocks, kThreads, shared, groups}, p, work);
+                  reinterpret_cast<uint16_t*>(at + kCounterBytes + squares_bytes(p)),
+                  ceil_div(p.tokens(), std::min(blocks, together)), groups};
+  CUtensorMap weights, operands;
+  cudaError_t error = map_rows(weights, p.weight, Held<typename L::W>::row_bytes(p), p.tiles() * kTile, L::kRows);
+  if (!error) error = map_rows(operands, work.operands, operand_row_bytes(p), p.tokens(), L::kTokens);
+  if (!error) error = allow_shared(kernel, shared);
+  if (error) return error;
+  return launch(context, kernel, {blocks, L::kThreads, shared, groups}, p, work, weights, operands);
 }
 
 template <class W>
 cudaError_t tile_of(const Context& context, const Product& p) {
   switch (tokens_at_once(p)) {
-    case 16: return launch_tile<W, 16>(context, p);
-    case 32: return launch_tile<W, 32>(context, p);
-    case 64: return launch_tile<W, 64>(context, p);
+    case 16: return launch_tile<Layout<W, 16>>(context, p);
+    case 32: return launch_tile<Layout<W, 32>>(context, p);
+    case 64: return launch_tile<Layout<W, 64>>(context, p);
+    default: return launch_tile<Layout<W, 128>>(context, p);
   }
-  if constexpr (W::kQuantised) return cudaErrorInvalidValue;
-  else return launch_tile<W, 128>(context, p);
 }
 
 }  // namespace
 
 bool tile_can(const Device& device, const Product& p) {
-  return p.dtype != DType::f32 && device.major == 9 && shared_of<Bf16Weights>(p, 16) + 1024 <= device.shared_bytes;
+  return p.dtype != DType::f32 && device.major == 9 && device.shared_bytes >= 227 * 1024;
 }
 
 // Of any number of tokens up to p's.
-size_t tile_workspace(const Product& p) { return kCounterBytes + factor_bytes(p) + operand_bytes(p); }
+size_t tile_workspace(const Product& p) { return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p); }
 
 cudaError_t product_tile(const Context& context, const Product& p) {
   switch (p.dtype) {

@@ -314,7 +314,12 @@ int run_tests(const Device& device) {
         }
         for (const bool deterministic : {false, true}) judge(device, c, deterministic, ++seed), ++cases;
       }
-    for (const auto& [n, k] : {std::pair{2048u, 2048u}, {512u, 14336u}, {192u, 96u}, {300u, 1000u}})
+    for (const uint32_t tokens : {3u, 40u}) {  // rows that are operands as they lie
+      Case c{dtype, 300, 768, tokens};
+      c.x = operand;
+      for (const bool deterministic : {false, true}) judge(device, c, deterministic, ++seed), ++cases;
+    }
+    for (const auto& [n, k] : {std::pair{2048u, 2048u}, {2048u, 8192u}, {4000u, 1000u}, {512u, 14336u}, {192u, 96u}, {300u, 1000u}})
       compare_bits(device, {dtype, n, k, 0, 1, Activation::silu, k < 8192, true, true}, {1, 2, 5, 8, 13, 16, 31, 64, 100, 128, 150, 260});
     compare_bits(device, {dtype, 512, 2048, 0, 2, Activation::silu, true}, {1, 3, 8, 16, 32, 64, 128, 200});
     std::printf("%s: %u cases, %d failures so far\n", name(dtype), cases, failures);
@@ -416,6 +421,7 @@ int run_bench(const Device& device, const std::vector<uint32_t>& counts, const s
 
 int main(int argc, char** argv) {
   using namespace ingot::cuda::test;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const auto device = this_device();
   if (argc < 2 || std::strcmp(argv[1], "--bench")) return run_tests(device);
   std::vector<uint32_t> counts;
