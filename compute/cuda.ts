@@ -7,7 +7,7 @@ const float = ['f32', 'f16', 'bf16'] as const
 const embedded = [...float, 'i8'] as const
 const matrix = [...embedded, 'i4', 'e4m3'] as const
 const deterministicOperands = { f16: 'f16', bf16: 'bf16', i8: 'bf16', i4: 'bf16', e4m3: 'bf16' } as const
-/** In the default mode, cuBLASLt multiplies more than a few rows by e4m3 weights as e4m3. */
+/** In the default mode, more than a few rows meet e4m3 weights as e4m3. */
 const operands = { ...deterministicOperands, e4m3: 'e4m3' } as const
 const products = { version: 1, operands, deterministicOperands, keepsOperands: true } as const
 

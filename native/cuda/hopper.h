@@ -13,8 +13,9 @@ namespace ingot::cuda {
 struct Barrier { uint64_t word; };
 
 #ifdef INGOT_HOPPER
-// A B operand of 16 k in shared memory: a token's 64 k are 128 bytes, the next token's follow, and the eight 16-byte units
-// of a token lie where the exclusive or with the token's number modulo 8 says (the swizzle of 128 bytes).
+// An operand of 32 bytes a token (or a weight row) in shared memory: 128 bytes of a token, of which the address says where
+// these begin, then the next token's; the eight 16-byte units of a token lie where the exclusive or with the token's number
+// modulo 8 says (the swizzle of 128 bytes).
 __device__ inline uint64_t operand(uint32_t address) {
   return uint64_t(address >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
@@ -23,6 +24,12 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
 // Waits until at most kUnderWay of the committed groups are.
 template <int kUnderWay>
 __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory"); }
+
+template <uint32_t kCount>
+__device__ void settle(float (&v)[kCount]) {  // nothing is read before what stands ahead of this
+#pragma unroll
+  for (uint32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(v[i])::"memory");
+}
 
 #define INGOT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define INGOT_D8(i) INGOT_D4(i), INGOT_D4(i + 4)
@@ -35,16 +42,25 @@ __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligne
                "{" a0 "," a1 "," a2 "," a3 "}, " b ", p, 1, 1, 0;}"                                       \
                : INGOT_D##r(0)                                                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at), "r"(add))
+#define INGOT_WGMMA_E4M3(n, r, list, a, b, p, ...)                                                      \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1;}" \
+               : INGOT_D##r(0)                                                                          \
+               : "l"(weights), "l"(at), "r"(add))
 #define INGOT_WGMMA(n, r, list, ...)                                                                    \
   template <bool kHalf>                                                                                 \
   __device__ inline void wgmma(float (&d)[r], const uint32_t (&a)[4], uint64_t at, int32_t add) {       \
     if constexpr (kHalf) INGOT_WGMMA_TYPE("f16", n, r, list, __VA_ARGS__);                              \
     else INGOT_WGMMA_TYPE("bf16", n, r, list, __VA_ARGS__);                                             \
+  }                                                                                                     \
+  __device__ inline void wgmma_e4m3(float (&d)[r], uint64_t weights, uint64_t at, int32_t add) {        \
+    INGOT_WGMMA_E4M3(n, r, list, __VA_ARGS__);                                                          \
   }
 #define INGOT_8(x) "%" #x "0,%" #x "1,%" #x "2,%" #x "3,%" #x "4,%" #x "5,%" #x "6,%" #x "7"
 #define INGOT_10(x) INGOT_8(x) ",%" #x "8,%" #x "9"
 
-// d (= or, to add, +=) a . b^T of 64 weight rows over the warps of a group, 2 r tokens and 16 k, a as that of mma.h.
+// d (= or, to add, +=) a . b^T of 64 weight rows over the warps of a group, 2 r tokens and 16 k, a as that of mma.h; or 32
+// k of e4m3, weights in shared memory too.
 INGOT_WGMMA(16, 8, INGOT_8(), "%8", "%9", "%10", "%11", "%12", "%13")
 INGOT_WGMMA(32, 16, INGOT_10() ",%10,%11,%12,%13,%14,%15", "%16", "%17", "%18", "%19", "%20", "%21")
 INGOT_WGMMA(64, 32, INGOT_10() "," INGOT_10(1) "," INGOT_10(2) ",%30,%31", "%32", "%33", "%34", "%35", "%36", "%37")

@@ -7,15 +7,24 @@
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kStreamed = 8;    // up to these rows, weights are streamed
-constexpr uint32_t kMostPasses = 4;  // over the weights: more of them are never fastest
+constexpr uint32_t kStreamed = 8;     // up to these rows, weights are streamed
+constexpr uint32_t kTiled = 64;       // up to these, one launch of the tile kernel is faster than cuBLASLt and its passes
+constexpr uint32_t kTiledWide = 128;  // the same where those expand weights, round rows or multiply two branches
+constexpr uint32_t kMostPasses = 4;   // over the weights: more of them are never fastest
 
-// The stream where one pass over the weights is enough; beyond, cuBLASLt in the default mode, and the tile kernel,
-// whose bits are those of the stream, in the deterministic mode.
+uint32_t tiled_rows(const Product& p) {
+  const bool passes = p.dtype == DType::i8 || p.dtype == DType::i4 || p.dtype == DType::e4m3 || p.branches == 2;
+  return passes ? kTiledWide : kTiled;
+}
+
+// The stream where one pass over the weights is enough. Beyond, the tile kernel, whose bits are those of the stream, or
+// in the default mode that of e4m3; many rows by cuBLASLt in the default mode.
 Choice rule_of(const Device& device, const Product& p, bool deterministic) {
   if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
-  if (!deterministic && blas_can(p)) return Choice::blas;
-  return tile_can(device, p) ? Choice::tile : Choice::stream;
+  const bool blas = !deterministic && blas_can(p);
+  if (!tile_can(device, p)) return blas ? Choice::blas : Choice::stream;
+  if (blas && p.tokens() > tiled_rows(p)) return Choice::blas;
+  return !deterministic && tile_e4m3_can(device, p) ? Choice::tile_e4m3 : Choice::tile;
 }
 
 }  // namespace
@@ -27,6 +36,7 @@ cudaError_t product(const Context& context, const Product& p) {
   switch (context.choice == Choice::rules ? rule : context.choice) {
     case Choice::stream: return product_stream(context, p);
     case Choice::tile: return product_tile(context, p);
+    case Choice::tile_e4m3: return product_tile_e4m3(context, p);
     case Choice::blas:
     case Choice::blas_2:
     case Choice::blas_3:
@@ -46,6 +56,7 @@ Choices product_choices(const Device& device, const Product& p, bool determinist
   choices.add(choices.rule);
   if (stream_passes(device, p) <= kMostPasses) choices.add(Choice::stream);
   if (tile_can(device, p)) choices.add(Choice::tile);
+  if (!deterministic && tile_e4m3_can(device, p)) choices.add(Choice::tile_e4m3);
   if (!deterministic && blas_can(p))
     for (const Choice blas : {Choice::blas, Choice::blas_2, Choice::blas_3, Choice::blas_4}) choices.add(blas);
   return choices;
@@ -53,10 +64,11 @@ Choices product_choices(const Device& device, const Product& p, bool determinist
 
 size_t product_choice_workspace(const Product& p, Choice choice) {
   if (choice == Choice::tile) return tile_workspace(p);
+  if (choice == Choice::tile_e4m3) return tile_e4m3_workspace(p);
   return choice >= Choice::blas && choice <= Choice::blas_4 ? blas_workspace(p) : 0;
 }
 
-// Both modes may ask for up to p's rows.
+// Both modes may ask for up to p's rows; the tile kernel's workspace has room for that of e4m3.
 size_t product_workspace(const Device& device, const Product& p) {
   if (p.dtype == DType::f32) return 0;
   return std::max(product_choice_workspace(p, rule_of(device, p, true)),

@@ -1,10 +1,10 @@
 // The product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
 // The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the
-// kernel (but for cuBLASLt, of the default mode): K is cut into blocks of 256 and those, evenly, into at most 8 runs;
-// a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order, and so are the
-// groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times the
-// block's scale; those of e4m3, whose rows have one scale, are summed as floats are.
+// kernel (but for cuBLASLt and operands of e4m3, of the default mode): K is cut into blocks of 256 and those, evenly, into
+// at most 8 runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order,
+// and so are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times
+// the block's scale; those of e4m3, whose rows have one scale, are summed as floats are.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -41,13 +41,13 @@ struct Product {
 
 __host__ __device__ inline uint32_t run_blocks(const Product& p) { return ceil_div(p.blocks(), kRuns); }
 
-// Groups of runs, which different blocks can sum: as few as leave each the fewest runs, where blocks of 128 weight rows
-// run all at once on a large device, though clusters of them leave some multiprocessors out.
-__host__ __device__ inline uint32_t groups_of(const Product& p) {
+// Groups of runs (or of other parts of K), which different blocks can sum: as few as leave each the fewest, where blocks
+// of 128 weight rows run all at once on a large device, though clusters of them leave some multiprocessors out.
+__host__ __device__ inline uint32_t groups_of(const Product& p, uint32_t parts = kRuns) {
   const uint32_t rows = ceil_div(p.tiles(), 8);
   uint32_t groups = 1;
   for (uint32_t more = 2; more <= 8 && rows * more <= 120; ++more)
-    if (ceil_div(kRuns, more) < ceil_div(kRuns, groups)) groups = more;
+    if (ceil_div(parts, more) < ceil_div(parts, groups)) groups = more;
   return groups;
 }
 // Runs of a group; the last may have fewer.
@@ -56,7 +56,7 @@ __host__ __device__ inline uint32_t group_runs(const Product& p) { return ceil_d
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
 size_t product_shared(const Product& p);  // as SharedBytes
-Choices product_choices(const Device& device, const Product& p, bool deterministic);  // stream, tile, blas
+Choices product_choices(const Device& device, const Product& p, bool deterministic);  // stream, tile, tile_e4m3, blas
 size_t product_choice_workspace(const Product& p, Choice choice);
 
 #ifdef __CUDACC__

@@ -14,7 +14,6 @@ namespace ingot::cuda {
 namespace {
 
 constexpr uint32_t kThreads = 256, kMostThreads = 1024;
-constexpr float kMostE4m3 = 448;
 constexpr size_t kSliceElements = size_t{64} << 20;  // of weights made whole at once
 constexpr uint32_t kSliceRows = 65535;               // at most: of a grid's second dimension
 

@@ -6,6 +6,8 @@ namespace ingot::cuda {
 
 constexpr uint32_t kStreamTokens = 32;  // at most, for each pass over the weights
 
+constexpr float kMostE4m3 = 448;
+
 constexpr size_t kCounterBytes = 256;  // at the start of the workspace, zeros between launches
 
 uint32_t stream_passes(const Device& device, const Product& p);
@@ -14,6 +16,9 @@ size_t stream_shared(const Product& p);                                // bytes 
 bool tile_can(const Device& device, const Product& p);
 size_t tile_workspace(const Product& p);
 cudaError_t product_tile(const Context& context, const Product& p);    // any number on Hopper; the bits of the stream
+bool tile_e4m3_can(const Device& device, const Product& p);
+size_t tile_e4m3_workspace(const Product& p);
+cudaError_t product_tile_e4m3(const Context& context, const Product& p);  // the same of e4m3 weights and operands
 bool blas_can(const Product& p);
 size_t blas_workspace(const Product& p);
 cudaError_t product_blas(const Context& context, const Product& p);    // many tokens; bits depend on how many

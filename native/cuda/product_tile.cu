@@ -1,10 +1,11 @@
 // Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows,
 // 16 in the registers of each warp, with up to 128 tokens at once. One thread copies boxes of weights into shared memory,
 // from the start of the launch on, and of operands, which the blocks make together first, each some rows of x, in the
-// workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all.
+// workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all. With operands of
+// e4m3 (product_tile_e4m3.h) weights go to the matrix instructions as they lie, in sums of other bits.
 #include <algorithm>
 
-#include "product_tile.h"
+#include "product_tile_e4m3.h"
 
 namespace ingot::cuda {
 namespace {
@@ -15,22 +16,17 @@ uint32_t tokens_at_once(const Product& p) {
   while (tokens < 128 && tokens < p.tokens()) tokens *= 2;
   return tokens;
 }
-size_t operand_row_bytes(const Product& p) { return size_t{round_up(p.k, kQuantBlock)} * 2; }
+size_t operand_row_bytes(const Product& p, uint32_t size) { return size_t{round_up(p.k, kQuantBlock)} * size; }
 
 #ifdef INGOT_HOPPER
-template <uint32_t kCount>
-__device__ void settle(float (&v)[kCount]) {  // nothing is read before what stands ahead of this
-#pragma unroll
-  for (uint32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(v[i])::"memory");
-}
-
 // A warp's sums, as mma.h has them of each eight tokens, among those of all rows by token.
 template <class L, uint32_t kCount>
 struct Place {
   float* at;
   __device__ explicit Place(float* sums) {
     const uint32_t lane = threadIdx.x % 32;
-    at = sums + lane % 4 * 2 * L::kSumStride + threadIdx.x / 32 * kTile + lane_row();
+    const uint32_t row = L::kEight ? lane / 4 : lane_row();  // weights in shared memory are rows as they lie
+    at = sums + lane % 4 * 2 * L::kSumStride + threadIdx.x / 32 * kTile + row;
   }
   __device__ float& of(uint32_t i) const { return at[(i / 4 * 8 + i % 2) * L::kSumStride + i % 4 / 2 * 8]; }
   __device__ void store(const float (&v)[kCount]) const {
@@ -205,6 +201,13 @@ struct Cluster {
   }
 };
 
+// What sums of a token are multiplied by.
+template <class L>
+__device__ float token_factor(const Product& p, const Work& work, uint32_t token) {
+  if constexpr (L::kEight) return work.squares[token];
+  else return sum_factor<typename L::W>(p, work.squares + token * kRuns, kRuns);
+}
+
 // This block's share of the outputs of its rows. A thread has four columns, whose scales and biases it loads once, of
 // kAtOnce tokens at a time, whose residuals come while the sums before are finished.
 template <class L>
@@ -238,7 +241,7 @@ __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const fl
     for (uint32_t i = 0; i < kAtOnce; ++i) {
       const uint32_t at = token + i * step;
       if (at >= end) break;
-      const float factor = p.norm ? factors[before + at] : 1;
+      const float factor = L::kEight || p.norm ? factors[before + at] : 1;
 #pragma unroll
       for (uint32_t j = 0; j < 4; ++j) sum[i][j] *= factor, other[i][j] *= factor;
       scaled.finish(p, sum[i], other[i], residual[i]);
@@ -262,8 +265,8 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
   typename L::Rest& rest = layout.rest();
   // Blocks of the same rows run side by side, so that their weights come once.
   const uint32_t groups = work.groups, group = blockIdx.x % groups, at = blockIdx.x / groups;
-  const uint32_t shares = ceil_div(p.tokens(), L::kTokens), tile = at / shares;
-  const uint32_t warp = threadIdx.x / 32, blocks = run_blocks(p) * ceil_div(kRuns, groups);
+  const uint32_t shares = ceil_div(p.tokens(), L::kTokens), tile = at / shares, warp = threadIdx.x / 32;
+  const uint32_t blocks = L::kEight ? ceil_div(p.blocks(), groups) : run_blocks(p) * ceil_div(kRuns, groups);
   const uint32_t first = min(group * blocks, p.blocks()), last = min(first + blocks, p.blocks());
   const uint32_t first_token = at % shares * L::kTokens, tokens = min(L::kTokens, p.tokens() - first_token);
   const Cluster<L> cluster(groups, group, L::kTokens, layout, rest.arrived);
@@ -273,9 +276,10 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
   if (warp < L::kConsumers / 32) {
     take_registers<L::kTake>();
     const uint32_t own = tile * (L::kRows / kTile) + warp;
-    make_operands<L>(p, work);
+    make_operands<L>(p, work, layout);
     Sums<L> sums(p, layout.sums());
-    if (first < last) sum_blocks<L>(p, own, first, last, layout, sums);
+    if constexpr (L::kEight) sum_e4m3<L>(first, last, layout, sums.block, sums.kept);
+    else if (first < last) sum_blocks<L>(p, own, first, last, layout, sums);
     meet_some<L::kConsumers>();
     sums.finish();
     store_tile<L>(p, cluster, rest.factors, tile, first_token, tokens);
@@ -285,9 +289,9 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
     if (threadIdx.x == L::kConsumers)
       copy_all<L>(p, work, weights, operands, layout, tile * L::kRows, first_token, first, last);
     __syncwarp();
-    if (p.norm && warp == L::kConsumers / 32)
+    if ((L::kEight || p.norm) && warp == L::kConsumers / 32)
       for (uint32_t token = threadIdx.x % 32; token < tokens; token += 32)
-        rest.factors[token] = sum_factor<typename L::W>(p, work.squares + (first_token + token) * kRuns, kRuns);
+        rest.factors[token] = token_factor<L>(p, work, first_token + token);
     __syncwarp();
     cluster.stand_by();
   }
@@ -297,7 +301,7 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
 template <class L>
 cudaError_t launch_tile(const Context& context, const Product& p) {
   const auto kernel = tile<L>;
-  const uint32_t shared = L::kBytes, groups = groups_of(p);
+  const uint32_t shared = L::kBytes, groups = groups_of(p, L::kEight ? p.blocks() : kRuns);
   const uint32_t blocks = ceil_div(p.tiles(), L::kRows / kTile) * groups * ceil_div(p.tokens(), L::kTokens);
   std::byte* at = context.workspace.data;
   // Blocks start in order, each on a multiprocessor of its own; clusters can leave some of these out. No later launch's
@@ -308,7 +312,7 @@ cudaError_t launch_tile(const Context& context, const Product& p) {
                   ceil_div(p.tokens(), std::min(blocks, together)), groups};
   CUtensorMap weights, operands;
   cudaError_t error = map_rows(weights, p.weight, Held<typename L::W>::row_bytes(p), p.tiles() * kTile, L::kRows);
-  if (!error) error = map_rows(operands, work.operands, operand_row_bytes(p), p.tokens(), L::kTokens);
+  if (!error) error = map_rows(operands, work.operands, operand_row_bytes(p, L::kSize), p.tokens(), L::kTokens);
   if (!error) error = allow_shared(kernel, shared);
   if (error) return error;
   return launch(context, kernel, {blocks, L::kThreads, shared, groups}, p, work, weights, operands);
@@ -330,8 +334,17 @@ bool tile_can(const Device& device, const Product& p) {
   return p.dtype != DType::f32 && device.major == 9 && device.shared_bytes >= 227 * 1024;
 }
 
+bool tile_e4m3_can(const Device& device, const Product& p) { return p.dtype == DType::e4m3 && tile_can(device, p); }
+
 // Of any number of tokens up to p's.
-size_t tile_workspace(const Product& p) { return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p); }
+size_t tile_workspace(const Product& p) {
+  return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p, 2);
+}
+size_t tile_e4m3_workspace(const Product& p) {
+  return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p, 1);
+}
+
+cudaError_t product_tile_e4m3(const Context& context, const Product& p) { return tile_of<E4m3Both>(context, p); }
 
 cudaError_t product_tile(const Context& context, const Product& p) {
   switch (p.dtype) {

@@ -1,23 +1,30 @@
 // What the tile kernel copies and makes: rows of x as operands in the workspace, and rings of boxes in shared memory,
 // of weights and of operands.
 #pragma once
+#include <type_traits>
+
 #include "hopper.h"
 #include "product_rows.h"
 #include "tensor_map.h"
 
 namespace ingot::cuda {
 
-constexpr uint32_t kStepK = 64;  // k that a warpgroup multiplies at a time, a box of operands
+constexpr uint32_t kStepK = 64;  // k that a warpgroup multiplies at a time, a box of 16-bit operands
+
+// Weights that meet rows of x rounded to e4m3 too (product_tile_e4m3.h).
+struct E4m3Both : E4m3Weights {};
+template <class W>
+constexpr uint32_t kOperandSize = std::is_same_v<W, E4m3Both> ? 1 : 2;
 
 // Rows of x whose operands are there; blocks that have seen all of them.
 struct Counters { uint32_t made, seen; };
 
 struct Work {
   Counters* counters;
-  float* squares;      // (tokens, kRuns), whose sums make the norms' factors
-  uint16_t* operands;  // (tokens, k), by operand_place
+  float* squares;      // (tokens, kRuns), whose sums make the norms' factors; of e4m3 operands, (tokens): their factors
+  uint16_t* operands;  // (tokens, k), by operand_place; of e4m3, bytes by e4m3_place
   uint32_t made_rows;  // of x that a block makes operands of, of the first ones: few enough that they run at once
-  uint32_t groups;     // groups_of
+  uint32_t groups;     // that sum parts of K
 };
 
 // A block of kRows weight rows and kTokens tokens, and what lies in its shared memory: rings of weights, 128 bytes of each
@@ -25,13 +32,14 @@ struct Work {
 template <class Weights, uint32_t kTokensOf>
 struct Layout {
   using W = Weights;
-  static constexpr uint32_t kTokens = kTokensOf, kRows = 128;
+  static constexpr uint32_t kTokens = kTokensOf, kRows = 128, kSize = kOperandSize<W>;
+  static constexpr bool kEight = kSize == 1;
   // Warpgroups that multiply, 64 rows each, and one that leaves them its registers, of which one thread copies.
   static constexpr uint32_t kConsumers = kRows * 2, kThreads = kConsumers + 128;
   static constexpr uint32_t kWeightK = 8 * W::kElements;                  // of a stage
-  static constexpr uint32_t kOperandK = kWeightK < 128 ? kWeightK : 128;
+  static constexpr uint32_t kOperandK = kWeightK < 128 ? kWeightK : 128, kBoxK = kBoxBytes / kSize;
   static constexpr uint32_t kSumStride = kRows + 4;  // floats from a token's sums to the next one's
-  static constexpr uint32_t kWeightBytes = kRows * kBoxBytes, kOperandBytes = kTokens * kOperandK * 2;
+  static constexpr uint32_t kWeightBytes = kRows * kBoxBytes, kOperandBytes = kTokens * kOperandK * kSize;
   static constexpr uint32_t kSumBytes = (kTokens + 8) * kSumStride * 4;  // room for shares of equal size
   static constexpr uint32_t kKeptBytes = W::kQuantised ? kSumBytes : 0;
   static constexpr uint32_t kLeave = 40, kTake = 232;  // registers of a thread
@@ -48,6 +56,7 @@ struct Layout {
     Barrier weights_full[kWeightStages], weights_empty[kWeightStages];
     Barrier operands_full[kOperandStages], operands_empty[kOperandStages], arrived;
     float factors[kTokens];
+    float squares[kConsumers / 32], largest[kConsumers / 32];  // by warp, of a row that a warpgroup rounds to e4m3
   };
   static_assert(sizeof(Rest) <= kRest);
 
@@ -174,10 +183,13 @@ __device__ void make_rows(const Product& p, uint32_t first, uint32_t last, uint3
   }
 }
 
+template <class L>
+__device__ void make_rows_e4m3(const Product& p, const Work& work, uint32_t first, uint32_t last, const L& layout);
+
 // Makes this block's share of the operands of x, by the threads that multiply. A block that waits for others' does so
 // for those of blocks that all run at once.
 template <class L>
-__device__ void make_operands(const Product& p, const Work& work) {
+__device__ void make_operands(const Product& p, const Work& work, const L& layout) {
   using W = typename L::W;
   static_assert(L::kConsumers == kRuns * 32);  // the stream adds squares of as many warps
   const uint32_t per = work.made_rows;
@@ -190,7 +202,9 @@ __device__ void make_operands(const Product& p, const Work& work) {
   wait_for_inputs();
   if (first == last) return;
   const auto meet = [] { meet_some<L::kConsumers>(); };
-  if (copies<W>(p)) {
+  if constexpr (L::kEight) {
+    make_rows_e4m3<L>(p, work, first, last, layout);
+  } else if (copies<W>(p)) {
     reorder_rows<W, L::kConsumers>(p, first, last, operands);
   } else if (wide && !(W::kHalf && p.norm)) {
     make_rows<W, L::kConsumers>(p, first, last, operands, work.squares);
@@ -246,9 +260,10 @@ __device__ void copy_all(const Product& p, const Work& work, const CUtensorMap& 
     if (behind) wait(rest.operands_empty[turn.stage], turn.parity ^ 1);
     expect(rest.operands_full[turn.stage], L::kOperandBytes);
 #pragma unroll
-    for (uint32_t box = 0; box < L::kOperandK / kStepK; ++box)
+    for (uint32_t box = 0; box < L::kOperandK / L::kBoxK; ++box)
       copy_box(layout.operands(turn.stage) + box * L::kTokens * kBoxBytes, operands,
-               (first * kQuantBlock + chunk * L::kOperandK + box * kStepK) * 2, token, rest.operands_full[turn.stage]);
+               (first * kQuantBlock + chunk * L::kOperandK + box * L::kBoxK) * L::kSize, token,
+               rest.operands_full[turn.stage]);
     turn.advance();
     // The weights that were multiplied with what lay here are free.
     if (behind && (chunk - L::kOperandStages) % kRatio == kRatio - 1 && weight < all) {
