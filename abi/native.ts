@@ -1,6 +1,6 @@
 /**
  * The edge to the native addon: its interface, and the one place that loads it. No V8 value is held past a call, except
- * the two buffers of a step while that step runs.
+ * the buffers of a step, or of a packing, while that runs.
  */
 
 import { existsSync, readFileSync } from 'node:fs'
@@ -213,6 +213,25 @@ export interface NativeCeilings {
   readonly measurements: readonly { readonly name: string; readonly samples: readonly number[] }[]
 }
 
+export interface NativePacking {
+  /** Rows as they are, or quantised: models/compile/tiles.ts says how. */
+  readonly format: 'plain' | 'q8' | 'q4' | 'fp8'
+  /** Ids of the rows' dtype and of the tiles' layout. */
+  readonly dtype: number
+  readonly layout: number
+  readonly cols: number
+  /** Whole rows, at any alignment. */
+  readonly rows: readonly Uint8Array[]
+  /** Outputs, each of exactly the bytes that these rows need. */
+  readonly tiles: Uint8Array
+  readonly scales: Uint8Array
+  readonly subScales: Uint8Array
+  /** Instruction set; the best available when empty. */
+  readonly isa: string
+  /** 0: as many as the machine has physical cores. */
+  readonly threads: number
+}
+
 export interface Addon {
   machine(): Machine
   /** Null: the plan is sound. Never throws on any bytes. */
@@ -226,6 +245,11 @@ export interface Addon {
   cudaKernels(): string
   /** Measures for about a second, off the event loop; steps of open models take turns with it. */
   probe(options: NativeProbeOptions): Promise<NativeCeilings | NativeFault>
+  /**
+   * Packs rows of a weight into tiles, off the event loop. The buffers must not change until it settles, to the index of
+   * the first row that the format cannot hold, or -1.
+   */
+  pack(packing: NativePacking): Promise<number>
 }
 
 let loaded: Addon | undefined

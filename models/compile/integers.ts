@@ -73,7 +73,8 @@ function round(
     const rounded = step === 0 ? 0 : row[i]! / step + ROUND - ROUND
     const value = rounded > most ? most : rounded < least ? least : rounded
     q.values[i] = value
-    error += (row[i]! - value * step) ** 2
+    const miss = row[i]! - value * step
+    error += miss * miss
   }
   return error
 }

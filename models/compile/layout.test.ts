@@ -14,9 +14,10 @@ import { tensor, values } from '../example.test-checkpoint.ts'
 import type { Weight } from '../graph.ts'
 import { quantizeRowE4m3 } from './e4m3.ts'
 import { limits, quantizedRow, quantizeRow } from './integers.ts'
-import { packWeights, toFloat32 } from './layout.ts'
+import { packWeights } from './layout.ts'
 import { type StoredWeight, TensorTable } from './lower.ts'
 import { Pacer } from './pacer.ts'
+import { toFloat32 } from './tiles.ts'
 
 const names = { f32: 'F32', f16: 'F16', bf16: 'BF16' } as const
 const rounded = {

@@ -11,6 +11,7 @@
 #include "device_library.h"
 #include "native_model.h"
 #include "open_model.h"
+#include "pack.h"
 #include "probe.h"
 #include "values.h"
 
@@ -113,6 +114,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("cuda", Napi::Function::New<guarded<cuda>>(env, "cuda"));
   exports.Set("cudaKernels", Napi::Function::New<guarded<cuda_kernels>>(env, "cudaKernels"));
   exports.Set("probe", Napi::Function::New<guarded<probe>>(env, "probe"));
+  exports.Set("pack", Napi::Function::New<guarded<pack>>(env, "pack"));
   return exports;
 }
 

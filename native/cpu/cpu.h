@@ -4,6 +4,7 @@
 #include <string>
 
 #include "../core/kernel.h"
+#include "pack.h"
 #include "probe.h"
 
 namespace ingot::cpu {
@@ -12,6 +13,7 @@ struct InstructionSet {
   const char* name;            // "avx512_vnni"
   const KernelTable* table;    // nullptr: not available on this machine
   const ProbeTable* probes;    // nullptr likewise
+  PackTile pack_tile;          // nullptr likewise
   const char* missing;         // why not: "the CPU has no amx_bf16"
 };
 

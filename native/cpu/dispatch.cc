@@ -3,6 +3,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "../core/processors.h"
@@ -18,7 +19,12 @@
 
 namespace ingot::cpu {
 
-#define INGOT_DECLARE(isa) namespace isa { extern const KernelTable table; extern const ProbeTable probes; }
+#define INGOT_DECLARE(isa)                             \
+  namespace isa {                                      \
+  extern const KernelTable table;                      \
+  extern const ProbeTable probes;                      \
+  std::remove_pointer_t<PackTile> pack_tile;           \
+  }
 INGOT_DECLARE(portable)
 #if defined(INGOT_HAS_avx2)
 INGOT_DECLARE(avx2)
@@ -108,8 +114,10 @@ const char* missing(std::initializer_list<const char*> names) {
 std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets;
 #if defined(INGOT_HAS_avx2)
-  const auto add = [&](const char* name, const KernelTable& table, const ProbeTable& probes, const char* reason) {
-    sets.push_back({name, reason ? nullptr : &table, reason ? nullptr : &probes, reason});
+  const auto add = [&](const char* name, const KernelTable& table, const ProbeTable& probes, PackTile pack_tile,
+                       const char* reason) {
+    if (reason) sets.push_back({name, nullptr, nullptr, nullptr, reason});
+    else sets.push_back({name, &table, &probes, pack_tile, nullptr});
   };
   const char* avx2 = missing({"avx2", "fma", "f16c"});
   const char* avx2_vnni = avx2 ? avx2 : missing({"avx_vnni"});
@@ -117,13 +125,13 @@ std::vector<InstructionSet> detect() {
   const char* vnni = avx512 ? avx512 : missing({"avx512_vnni"});
   const char* amx = vnni ? vnni : missing({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
   if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
-  add("amx", amx::table, amx::probes, amx);
-  add("avx512_vnni", avx512_vnni::table, avx512_vnni::probes, vnni);
-  add("avx512", avx512::table, avx512::probes, avx512);
-  add("avx2_vnni", avx2_vnni::table, avx2_vnni::probes, avx2_vnni);
-  add("avx2", avx2::table, avx2::probes, avx2);
+  add("amx", amx::table, amx::probes, amx::pack_tile, amx);
+  add("avx512_vnni", avx512_vnni::table, avx512_vnni::probes, avx512_vnni::pack_tile, vnni);
+  add("avx512", avx512::table, avx512::probes, avx512::pack_tile, avx512);
+  add("avx2_vnni", avx2_vnni::table, avx2_vnni::probes, avx2_vnni::pack_tile, avx2_vnni);
+  add("avx2", avx2::table, avx2::probes, avx2::pack_tile, avx2);
 #endif
-  sets.push_back({"portable", &portable::table, &portable::probes, nullptr});
+  sets.push_back({"portable", &portable::table, &portable::probes, portable::pack_tile, nullptr});
   return sets;
 }
 
