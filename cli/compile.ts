@@ -1,12 +1,14 @@
 import { basename } from 'node:path'
 import { Command, Option } from 'commander'
 import { compile } from '../index.ts'
+import { integer } from './arguments.ts'
 import { finish, interruption, log, mebibytes, print, progress, type Shared } from './terminal.ts'
 
 interface Options extends Shared {
   readonly out?: string
   readonly quantize: 'none' | 'q8' | 'q4' | 'fp8'
   readonly state: 'checkpoint' | 'q8'
+  readonly threads?: number
 }
 
 export const compileCommand = new Command('compile')
@@ -17,6 +19,7 @@ export const compileCommand = new Command('compile')
   .addOption(
     new Option('--state <kind>', 'format of keys and values').choices(['checkpoint', 'q8']).default('checkpoint'),
   )
+  .option('--threads <n>', 'threads; default: physical cores', integer(1))
   .action((checkpoint: string, options: Options) =>
     finish(async () => {
       const out = options.out ?? `${basename(checkpoint.replace(/\/+$/, ''))}.ingot`
@@ -26,6 +29,7 @@ export const compileCommand = new Command('compile')
         out,
         quantize: options.quantize,
         state: options.state,
+        threads: options.threads,
         signal: interruption(),
         onProgress: ({ done, total, what }) => bar(done, total, what),
       })

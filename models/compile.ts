@@ -19,6 +19,8 @@ export interface CompileOptions {
   /** Keys and values in the checkpoint's dtype (default), or int8 with a scale for each head of each position. */
   readonly state?: 'checkpoint' | 'q8' | undefined
   readonly onProgress?: ((progress: Progress) => void) | undefined
+  /** Threads that convert and quantise weights; default: as many as the machine has physical cores. */
+  readonly threads?: number | undefined
   /** Stops the work and removes what was written. */
   readonly signal?: AbortSignal | undefined
   /** Fusions to switch off, by name. */
@@ -36,7 +38,8 @@ export interface CompileResult {
   readonly weightsBytes: number
 }
 
-const optionNames = ['out', 'quantize', 'state', 'onProgress', 'signal', 'fusions', 'mapFile']
+const optionNames = ['out', 'quantize', 'state', 'threads', 'onProgress', 'signal', 'fusions', 'mapFile']
+const MAX_THREADS = 1024
 
 function checkOptions(options: CompileOptions): void {
   const expect = (option: string, expected: string, value: unknown, good: boolean) => {
@@ -50,8 +53,10 @@ function checkOptions(options: CompileOptions): void {
   }
   check('compile', options, optionNames)
   check('compile fusions', options.fusions ?? {}, fusionNames)
-  const { out, onProgress, signal, fusions, mapFile } = options
+  const { out, threads, onProgress, signal, fusions, mapFile } = options
   expect('out', 'a path', out, typeof out === 'string' && out !== '')
+  const counts = Number.isInteger(threads) && threads! >= 1 && threads! <= MAX_THREADS
+  expect('threads', `an integer from 1 to ${MAX_THREADS}`, threads, counts)
   expect('onProgress', 'a function', onProgress, typeof onProgress === 'function')
   expect('mapFile', 'a function', mapFile, typeof mapFile === 'function')
   expect('signal', 'an AbortSignal', signal, signal instanceof AbortSignal)
@@ -73,7 +78,7 @@ async function checkSource(source: string): Promise<void> {
 
 /**
  * Compiles the checkpoint in folder `source` into a package: reads every weight once to hash it and once to convert it,
- * holds about one chunk at a time, and never keeps the event loop for long. The same checkpoint and options give the same
+ * holds about two chunks at a time, and never keeps the event loop for long. The same checkpoint and options give the same
  * bytes. Throws ConfigError or PlanError; on failure nothing is left at `out`.
  */
 export async function compile(source: string, options: CompileOptions = {}): Promise<CompileResult> {
@@ -81,7 +86,7 @@ export async function compile(source: string, options: CompileOptions = {}): Pro
   const quantize = quantization(options.quantize)
   const state = stateFormat(options.state)
   await checkSource(source)
-  const { fusions = {}, signal, mapFile, onProgress } = options
+  const { fusions = {}, threads, signal, mapFile, onProgress } = options
   const out = options.out ?? `${basename(resolve(source))}.ingot`
   const compiled = await compileCheckpoint(source, {
     quantize,
@@ -92,7 +97,7 @@ export async function compile(source: string, options: CompileOptions = {}): Pro
   })
   const { plan, planBytes, planHash } = compiled
   verifyPlan(planBytes, join(out, PLAN_FILE))
-  const manifest = await writePackage(compiled, out, { signal, onProgress })
+  const manifest = await writePackage(compiled, out, { threads, signal, onProgress })
   const weightsBytes = plan.tensors.reduce((sum, { bytes }) => sum + bytes, 0)
   return Object.freeze({ path: out, plan, planHash, manifest, weightsBytes })
 }

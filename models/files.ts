@@ -120,15 +120,19 @@ export async function hashOpenFile(
   each?: (chunk: Uint8Array) => void | Promise<void>,
 ): Promise<FileHash> {
   const hash = createHash('sha256')
-  const buffer = Buffer.allocUnsafe(CHUNK_BYTES)
-  let bytes = 0
-  for (;;) {
-    const { bytesRead } = await file.read(buffer, 0, buffer.length, bytes)
+  let [buffer, spare] = [Buffer.allocUnsafe(CHUNK_BYTES), Buffer.allocUnsafe(CHUNK_BYTES)]
+  let reading = file.read(buffer, 0, CHUNK_BYTES, 0)
+  for (let bytes = 0; ; ) {
+    const { bytesRead } = await reading
     if (bytesRead === 0) return { bytes, sha256: hash.digest('hex') }
+    bytes += bytesRead
+    // The next chunk is read while this one is hashed; what goes wrong is told when it is waited for.
+    reading = file.read(spare, 0, CHUNK_BYTES, bytes)
+    reading.catch(() => {})
     const chunk = buffer.subarray(0, bytesRead)
     hash.update(chunk)
-    bytes += bytesRead
     await each?.(chunk)
+    ;[buffer, spare] = [spare, buffer]
   }
 }
 

@@ -6,8 +6,9 @@ import { packageVersion } from '../abi/native.ts'
 import { fail, IngotError } from '../errors.ts'
 import { CONFIG_FILE, type CompiledCheckpoint } from './compile/index.ts'
 import { packWeights } from './compile/layout.ts'
-import { Pacer } from './compile/pacer.ts'
-import { codeOf, type FileHash, hashBytes, hashFile } from './files.ts'
+import { ahead, Pacer } from './compile/pacer.ts'
+import { tilePacker } from './compile/tiles.ts'
+import { CHUNK_BYTES, codeOf, type FileHash, hashBytes, hashFile } from './files.ts'
 import {
   COPIED_FILES,
   isPackage,
@@ -41,6 +42,8 @@ export interface Progress {
 export interface WriteOptions {
   readonly signal?: AbortSignal | undefined
   readonly onProgress?: ((progress: Progress) => void) | undefined
+  /** That pack weights; 0, the default: one a physical core. */
+  readonly threads?: number | undefined
 }
 
 type Entry = FileHash & { readonly path: string }
@@ -100,11 +103,13 @@ async function publish(folder: string, out: string): Promise<void> {
   }
 }
 
-/** Appends to a file in writes of WRITE_BYTES, each at a multiple of it. */
+/** Appends to a file in writes of WRITE_BYTES, each at a multiple of it; one is under way while the next is filled. */
 class AlignedFile {
   readonly #file: FileHandle
-  readonly #buffer = Buffer.allocUnsafeSlow(WRITE_BYTES)
+  #buffer = Buffer.allocUnsafeSlow(WRITE_BYTES)
+  #spare = Buffer.allocUnsafeSlow(WRITE_BYTES)
   #used = 0
+  #written: Promise<void> = Promise.resolve()
   constructor(file: FileHandle) {
     this.#file = file
   }
@@ -115,13 +120,28 @@ class AlignedFile {
       this.#buffer.set(piece, this.#used)
       this.#used += piece.length
       at += piece.length
-      if (this.#used === WRITE_BYTES) await this.flush()
+      if (this.#used === WRITE_BYTES) await this.#flush()
     }
   }
 
-  async flush(): Promise<void> {
-    for (let at = 0; at < this.#used; ) at += (await this.#file.write(this.#buffer, at, this.#used - at)).bytesWritten
+  /** Settles when everything is written. */
+  async end(): Promise<void> {
+    await this.#flush()
+    await this.#written
+  }
+
+  async #flush(): Promise<void> {
+    await this.#written
+    const [buffer, used] = [this.#buffer, this.#used]
+    this.#written = this.#write(buffer.subarray(0, used))
+    this.#written.catch(() => {}) // thrown when it is waited for
+    this.#buffer = this.#spare
+    this.#spare = buffer
     this.#used = 0
+  }
+
+  async #write(bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; ) at += (await this.#file.write(bytes, at, bytes.length - at)).bytesWritten
   }
 }
 
@@ -133,6 +153,7 @@ class PackageWriter {
   readonly #pacer: Pacer
   #done = 0
   #total = 0
+  #failure: unknown
 
   constructor(compiled: CompiledCheckpoint, folder: string, options: WriteOptions) {
     this.#compiled = compiled
@@ -150,12 +171,11 @@ class PackageWriter {
     this.#total = sizes.reduce((sum, info) => sum + (info?.size ?? 0), 0)
     this.#total += plan.tensors.reduce((sum, tensor) => sum + tensor.bytes, 0)
 
-    const sourceEntries: Entry[] = []
-    for (const name of sources) sourceEntries.push(await this.#source(name, copied.includes(name)))
     const planEntry = await this.#file(PLAN_FILE, this.#compiled.planBytes)
+    const [sourceEntries, weightsEntry] = await this.#together(this.#sources(sources, copied), this.#weights())
     const files = [
       planEntry,
-      await this.#weights(),
+      weightsEntry,
       ...(await this.#vocabulary()),
       ...sourceEntries.filter(({ path }) => copied.includes(path)),
     ]
@@ -175,7 +195,18 @@ class PackageWriter {
     return parseManifest(text, MANIFEST_FILE)
   }
 
+  /** Waits for both, so that nothing is written once it settles; when one fails, the other ends at its next step. */
+  async #together<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
+    const watch = (error: unknown) => {
+      this.#failure ??= error
+    }
+    await Promise.all([a.then(undefined, watch), b.then(undefined, watch)])
+    if (this.#failure) throw this.#failure
+    return Promise.all([a, b])
+  }
+
   async #step(bytes: number, what: string): Promise<void> {
+    if (this.#failure) throw this.#failure
     this.#done += bytes
     this.#options.onProgress?.({ done: this.#done, total: this.#total, what })
     if (this.#pacer.due || this.#options.signal?.aborted) await this.#pacer.rest()
@@ -195,6 +226,12 @@ class PackageWriter {
   async #file(name: string, content: Uint8Array): Promise<Entry> {
     await this.#create(name, (file) => file.writeFile(content))
     return { path: name, ...hashBytes(content) }
+  }
+
+  async #sources(names: readonly string[], copied: readonly string[]): Promise<Entry[]> {
+    const entries: Entry[] = []
+    for (const name of names) entries.push(await this.#source(name, copied.includes(name)))
+    return entries
   }
 
   /** Hashes a file of the checkpoint, and copies it when `copy`. */
@@ -222,7 +259,7 @@ class PackageWriter {
     return bytes ? [await this.#file(VOCABULARY_FILE, bytes)] : []
   }
 
-  /** Streams the weights, each converted and packed as it is written. */
+  /** Streams the weights, each chunk converted and packed while the one before it is hashed and written. */
   async #weights(): Promise<Entry> {
     const { weights, checkpoint, plan } = this.#compiled
     const layout = layoutFile(
@@ -230,6 +267,7 @@ class PackageWriter {
       { format: 'ingot' },
     )
     const hash = createHash('sha256')
+    const pack = tilePacker(this.#pacer, this.#options.threads)
     await this.#create(WEIGHTS_FILE, async (file) => {
       const target = new AlignedFile(file)
       const append = (bytes: Uint8Array) => {
@@ -238,17 +276,19 @@ class PackageWriter {
       }
       await append(layout.header)
       let left = layout.tensors[0]?.bytes ?? 0
-      for await (const { index, bytes } of packWeights(weights, checkpoint.data, this.#pacer)) {
+      for await (const { index, bytes } of ahead(packWeights(weights, checkpoint.data, this.#pacer, pack))) {
         const { name, pad } = layout.tensors[index]!
-        await append(bytes)
-        left -= bytes.length
-        if (left === 0) {
-          await append(new Uint8Array(pad))
-          left = layout.tensors[index + 1]?.bytes ?? 0
+        for (let at = 0; at < bytes.length; at += CHUNK_BYTES) {
+          const piece = bytes.subarray(at, at + CHUNK_BYTES)
+          await append(piece)
+          await this.#step(piece.length, name)
         }
-        await this.#step(bytes.length, name)
+        left -= bytes.length
+        if (left > 0) continue
+        await append(new Uint8Array(pad))
+        left = layout.tensors[index + 1]?.bytes ?? 0
       }
-      await target.flush()
+      await target.end()
     })
     return { path: WEIGHTS_FILE, bytes: layout.bytes, sha256: hash.digest('hex') }
   }

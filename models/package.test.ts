@@ -350,6 +350,8 @@ describe('compile', () => {
     [{ quantize: 'q5' }, 'OPTION_INVALID'],
     [{ state: 'q4' }, 'OPTION_INVALID'],
     [{ out: 7 }, 'OPTION_INVALID'],
+    [{ threads: 0 }, 'OPTION_INVALID'],
+    [{ threads: 1.5 }, 'OPTION_INVALID'],
     [{ fusions: null }, 'OPTION_INVALID'],
     [{ mapFile: 1 }, 'OPTION_INVALID'],
     [{ signal: {} }, 'OPTION_INVALID'],

@@ -48,7 +48,7 @@ async function stored(weight: Weight, form: 'row' | 'tiled', read: (name: string
   const table = new TensorTable()
   table.add(weight, form)
   const chunks = table.stored.map(() => [] as Uint8Array[])
-  for await (const { index, bytes } of packWeights(table.stored, read, new Pacer())) chunks[index]!.push(bytes)
+  for await (const { index, bytes } of packWeights(table.stored, read, new Pacer())) chunks[index]!.push(bytes.slice())
   return table.stored.map((each: StoredWeight, i) => ({ ...each.tensor, data: Buffer.concat(chunks[i]!) }))
 }
 

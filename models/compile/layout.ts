@@ -14,6 +14,23 @@ export type ReadTensor = (name: string) => Uint8Array
 
 /** Aim of one chunk of tiles: some milliseconds of work for every core. */
 const CHUNK_BYTES = 8 * 2 ** 20
+/** Two rooms for chunks, in turns: one is packed while the one before it is written. */
+function chunkRooms(): (bytes: number) => Uint8Array {
+  const rooms = [new Uint8Array(), new Uint8Array()]
+  let turn = 0
+  return (bytes) => {
+    turn ^= 1
+    if (rooms[turn]!.length < bytes) rooms[turn] = new Uint8Array(bytes)
+    return rooms[turn]!.subarray(0, bytes)
+  }
+}
+
+/** How matrices are packed, and where to. */
+interface Packer {
+  readonly pack: PackTiles
+  readonly room: (bytes: number) => Uint8Array
+}
+
 /** Elements of a chunk of a vector, converted in one turn. */
 const VECTOR_ELEMENTS = 2 ** 16
 const bytesOf = (part: Part, read: ReadTensor): Uint8Array =>
@@ -59,7 +76,7 @@ async function* packMatrix(
   format: TileFormat,
   { weight, tensor }: StoredWeight,
   rowsOf: RowsOf,
-  pack: PackTiles,
+  { pack, room }: Packer,
   scales = new Uint8Array(),
   subScales = new Uint8Array(),
 ): AsyncGenerator<Uint8Array> {
@@ -71,7 +88,7 @@ async function* packMatrix(
   for (let top = 0; top < rows; top += step) {
     const count = Math.min(step, rows - top)
     const of = (kept: Uint8Array, bytes: number) => kept.subarray(top * bytes, (top + count) * bytes)
-    const tiles = new Uint8Array(Math.ceil(count / TILE_ROWS) * tileBytes)
+    const tiles = room(Math.ceil(count / TILE_ROWS) * tileBytes)
     const job = { format, dtype, layout, cols, rows: rowsOf(top, count), tiles }
     const refused = await pack({
       ...job,
@@ -92,16 +109,16 @@ async function* packQuantized(
   format: 'q8' | 'q4' | 'fp8',
   [stored, ...scalings]: readonly StoredWeight[],
   read: ReadTensor,
-  pack: PackTiles,
+  packer: Packer,
 ): AsyncGenerator<Uint8Array> {
   const { weight } = stored!
   const bytes = scalingBytes(format, weight.cols)
   const kept = [bytes.scales, bytes.subScales].map((each) => new Uint8Array(each * weight.rows))
-  yield* packMatrix(format, stored!, rowReader(weight, read), pack, ...kept)
+  yield* packMatrix(format, stored!, rowReader(weight, read), packer, ...kept)
   for (const [i, scaling] of scalings.entries()) {
     const rowBytes = kept[i]!.length / weight.rows
     const rowsOf: RowsOf = (top, count) => [kept[i]!.subarray(top * rowBytes, (top + count) * rowBytes)]
-    yield* packMatrix('plain', scaling, rowsOf, pack)
+    yield* packMatrix('plain', scaling, rowsOf, packer)
   }
 }
 
@@ -132,8 +149,8 @@ async function* packBranches({ weight }: StoredWeight, read: ReadTensor): AsyncG
 }
 
 /**
- * Stored bytes of `weights` one after the other, in chunks; `index` says whose they are. At most one chunk and
- * what scales one weight are held. Throws QUANTIZE_UNSUPPORTED.
+ * Stored bytes of `weights` one after the other, in chunks; `index` says whose they are. A chunk is valid until the one
+ * after the next is asked for: at most two, and what scales one weight, are held. Throws QUANTIZE_UNSUPPORTED.
  */
 export async function* packWeights(
   weights: readonly StoredWeight[],
@@ -141,6 +158,7 @@ export async function* packWeights(
   pacer: Pacer,
   pack: PackTiles = tilePacker(pacer),
 ): AsyncGenerator<{ readonly index: number; readonly bytes: Uint8Array }> {
+  const packer = { pack, room: chunkRooms() }
   for (const [index, stored] of weights.entries()) {
     const { weight, tensor } = stored
     const { encoding } = weight
@@ -148,7 +166,7 @@ export async function* packWeights(
     if (encoding !== 'plain') {
       const group = weights.slice(index, index + 1 + Object.keys(scalingsOf(weight)).length)
       let [at, left] = [0, tensor.bytes]
-      for await (const bytes of packQuantized(encoding, group, read, pack)) {
+      for await (const bytes of packQuantized(encoding, group, read, packer)) {
         if (left === 0) left = group[++at]!.tensor.bytes
         yield { index: index + at, bytes }
         left -= bytes.length
@@ -157,7 +175,7 @@ export async function* packWeights(
     }
     const chunks =
       tensor.layout !== 'row'
-        ? packMatrix('plain', stored, rowReader(weight, read), pack)
+        ? packMatrix('plain', stored, rowReader(weight, read), packer)
         : weight.branches
           ? packBranches(stored, read)
           : packRow(stored, read, pacer)

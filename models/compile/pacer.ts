@@ -1,4 +1,4 @@
-/** Long work on the event loop's thread in short turns, so that a server that compiles keeps answering. */
+/** Long work beside an event loop: on its thread in short turns, so that a server that compiles keeps answering; off it, ahead. */
 import { setImmediate } from 'node:timers/promises'
 import { fail } from '../../errors.ts'
 
@@ -23,5 +23,22 @@ export class Pacer {
     await setImmediate()
     if (this.#signal?.aborted) throw fail('ABORTED', {}, this.#signal.reason)
     this.#since = performance.now()
+  }
+}
+
+/** The values of `source`, each asked for while the one before it is in use. */
+export async function* ahead<T>(source: AsyncGenerator<T>): AsyncGenerator<T> {
+  let next = source.next()
+  try {
+    for (;;) {
+      const { value, done } = await next
+      if (done) return
+      next = source.next()
+      next.catch(() => {}) // thrown when it is waited for
+      yield value
+    }
+  } finally {
+    await next.catch(() => {})
+    await source.return(undefined)
   }
 }

@@ -164,10 +164,10 @@ export const packNative = (native: Addon, { dtype, layout, ...job }: TileJob, is
   native.pack({ ...job, dtype: dtypes[dtype].id, layout: layouts[layout].id, isa, threads })
 
 /** By the addon; on this thread where it is not built, as it need not be where `mapFile` is given. The bytes are the same. */
-export function tilePacker(pacer: Pacer): PackTiles {
+export function tilePacker(pacer: Pacer, threads = 0): PackTiles {
   try {
     const native = addon()
-    return (job) => packNative(native, job)
+    return (job) => packNative(native, job, '', threads)
   } catch (error) {
     if (!(error instanceof IngotError && error.code === 'ADDON_MISSING')) throw error
     return (job) => packHere(job, pacer)

@@ -25,7 +25,7 @@ inline const std::vector<cpu::InstructionSet>& tested_sets() {
 #if defined(INGOT_HAS_amx_emulated)
     for (const cpu::InstructionSet& set : cpu::instruction_sets())
       if (!std::strcmp(set.name, "avx512_vnni") && set.table)
-        found.push_back({"amx_emulated", &cpu::amx_emulated::table, nullptr, nullptr});
+        found.push_back({"amx_emulated", &cpu::amx_emulated::table, nullptr, nullptr, nullptr});
 #endif
     return found;
   }();
