@@ -17,7 +17,7 @@ import { limits, quantizedRow, quantizeRow } from './integers.ts'
 import { packWeights } from './layout.ts'
 import { type StoredWeight, TensorTable } from './lower.ts'
 import { Pacer } from './pacer.ts'
-import { toFloat32 } from './tiles.ts'
+import { type PackTiles, packHere, toFloat32 } from './tiles.ts'
 
 const names = { f32: 'F32', f16: 'F16', bf16: 'BF16' } as const
 const rounded = {
@@ -44,12 +44,19 @@ function weightOf(dtype: Float, rows: readonly number[], cols: number, encoding:
   return { weight, exact, read: (name: string) => read.get(name)! }
 }
 
+/** By the addon and by this thread, which must agree. */
 async function stored(weight: Weight, form: 'row' | 'tiled', read: (name: string) => Uint8Array) {
   const table = new TensorTable()
   table.add(weight, form)
-  const chunks = table.stored.map(() => [] as Uint8Array[])
-  for await (const { index, bytes } of packWeights(table.stored, read, new Pacer())) chunks[index]!.push(bytes.slice())
-  return table.stored.map((each: StoredWeight, i) => ({ ...each.tensor, data: Buffer.concat(chunks[i]!) }))
+  const packed = async (pack?: PackTiles) => {
+    const chunks = table.stored.map(() => [] as Uint8Array[])
+    for await (const { index, bytes } of packWeights(table.stored, read, new Pacer(), pack))
+      chunks[index]!.push(bytes.slice())
+    return chunks.map((each) => Buffer.concat(each))
+  }
+  const data = await packed()
+  expect(await packed((job) => packHere(job, new Pacer()))).toEqual(data)
+  return table.stored.map((each: StoredWeight, i) => ({ ...each.tensor, data: data[i]! }))
 }
 
 const element = {

@@ -1,13 +1,19 @@
 /** The addon against what integers.ts, e4m3.ts and tiles.ts say, bit for bit. */
 import { setImmediate } from 'node:timers/promises'
 import fc from 'fast-check'
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { byteSize, type DType, numberToBf16, numberToF16 } from '../../abi/dtypes.ts'
 import { type Layout, layouts, paddedShape } from '../../abi/layouts.ts'
 import { addon } from '../../abi/native.ts'
+import { fail } from '../../errors.ts'
 import { random } from '../../parity/random.ts'
 import { Pacer } from './pacer.ts'
-import { packHere, packNative, scalingBytes, type TileFormat, type TileJob, tileDType } from './tiles.ts'
+import { packHere, packNative, scalingBytes, type TileFormat, type TileJob, tileDType, tilePacker } from './tiles.ts'
+
+vi.mock('../../abi/native.ts', async (actual) => {
+  const module = await actual<{ addon: () => unknown }>()
+  return { ...module, addon: vi.fn(module.addon) }
+})
 
 const native = addon()
 const isas = native.machine().available
@@ -169,6 +175,21 @@ describe('the addon packs as this thread does', () => {
     expect(await packed).toBe(-1)
     expect(turns).toBeGreaterThan(20)
   })
+})
+
+test('without the addon this thread packs; what else is wrong with it is told', async () => {
+  const job = () => ({ ...emptyJob('q8', 'f32', 'tile16x4', 3, 8), rows: [new Uint8Array(96).fill(61)] })
+  const [here, there] = [job(), job()]
+  expect(await tilePacker(new Pacer())(there)).toBe(-1)
+  const failing = (error: Error) =>
+    vi.mocked(addon).mockImplementationOnce(() => {
+      throw error
+    })
+  failing(fail('ADDON_MISSING', { reason: 'no such file' }))
+  expect(await tilePacker(new Pacer())(here)).toBe(-1)
+  expect(here).toEqual(there)
+  failing(new Error('another'))
+  expect(() => tilePacker(new Pacer())).toThrow('another')
 })
 
 describe('the addon refuses', () => {
