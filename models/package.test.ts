@@ -83,12 +83,14 @@ describe('a package', () => {
     expect(result.weightsBytes).toBe(pkg.plan.tensors.reduce((sum, { bytes }) => sum + bytes, 0))
   })
 
-  test('has the same bytes for the same checkpoint, mapped natively or not, in one file or in shards', async () => {
+  test('has the same bytes for the same checkpoint, mapped natively or not, on any threads, in one file or in shards', async () => {
     const tensors = decoderTensors(tinyConfig, () => 'BF16')
     const [one, three] = [1, 3].map((shards) => writeCheckpoint(tinyConfig, tensors, { shards }))
     const a = await compile(one!, { out: out() })
     const b = await compile(one!, { out: out(), mapFile: readWhole })
     expect(snapshot(b.path)).toEqual(snapshot(a.path))
+    const slow = await compile(one!, { out: out(), threads: 1 })
+    expect(snapshot(slow.path)).toEqual(snapshot(a.path))
     const sharded = await compile(three!, { out: out() })
     for (const name of ['plan.bin', 'weights.safetensors'])
       expect(snapshot(sharded.path)[name]).toBe(snapshot(a.path)[name])
@@ -327,6 +329,19 @@ describe('compile', () => {
     await expect(boom).rejects.toThrow('boom')
     expect(snapshot(path)).toEqual(before)
     expect(readdirSync(join(path, '..'))).toEqual(['x.ingot'])
+  })
+
+  test('a weight that cannot be quantised ends it, and the hashing beside it', async () => {
+    const tensors = decoderTensors(tinyConfig, () => 'BF16')
+    const [, { bytes }] = Object.entries(tensors).find(([name]) => name.endsWith('q_proj.weight'))!
+    new DataView(bytes.buffer, bytes.byteOffset).setUint16(0, 0x7f80, true)
+    const folder = newFolder()
+    const call = compile(writeCheckpoint(tinyConfig, tensors), { out: join(folder, 'x.ingot'), quantize: 'q4' })
+    await expect(call).rejects.toMatchObject({
+      code: 'QUANTIZE_UNSUPPORTED',
+      message: expect.stringMatching(/row 0 of .*holds NaN, infinity/),
+    })
+    expect(readdirSync(folder)).toEqual([])
   })
 
   test('reports progress up to the end', async () => {

@@ -278,7 +278,7 @@ size_t pack_quantized(const Packing& packing, Rows rows, std::byte* tile, std::b
       if (format == PackFormat::q8) q8_block(block, count, largest, block_scales);
       else q4_block(block, count, block_scales, groups);
     }
-    std::fill_n(&block.q[count][0], (padded - count) * kTileRows, 0);
+    for (size_t c = count; c < padded; ++c) std::fill_n(block.q[c], kTileRows, 0);
     store_block(packing.to, block.q, padded, tile + kTileRows * byte_size(packing.to, start));
     for (size_t row = 0; row < kTileRows && rows[row] && format != PackFormat::fp8; ++row) {
       std::byte* at = scales + row * packing.scale_bytes() + start / kQuantBlock * sizeof(uint16_t);

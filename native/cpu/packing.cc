@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -42,7 +42,7 @@ size_t pack_rows(const Packing& packing, std::span<const std::byte* const> rows,
         enter_thread("ingot-pack");
         work();
       });
-  } catch (const std::system_error&) {  // as many as the system allows
+  } catch (const std::exception&) {  // as many as the system allows
   }
   work();
   for (std::thread& helper : helpers) helper.join();
