@@ -7,6 +7,7 @@ import { type Layout, layouts, paddedShape } from '../../abi/layouts.ts'
 import { addon } from '../../abi/native.ts'
 import { fail } from '../../errors.ts'
 import { random } from '../../parity/random.ts'
+import { limits } from './integers.ts'
 import { Pacer } from './pacer.ts'
 import { packHere, packNative, scalingBytes, type TileFormat, type TileJob, tileDType, tilePacker } from './tiles.ts'
 
@@ -21,6 +22,8 @@ const isas = native.machine().available
 /** Kinds of rows that rounding, scaling or reading gets wrong first. */
 const kinds: Readonly<Record<string, (next: () => number) => () => number>> = {
   normal: (next) => () => (next() + next() + next() - 1.5) * 0.05,
+  /** Few levels and an extreme beside them: groups that are best clipped, as far as to -10.5. */
+  clipped: (next) => () => (next() < 0.03 ? -8 - 3 * next() : [-3, -2, 0, 2, 3][Math.floor(next() * 5)]!),
   zeros: () => () => 0,
   signedZeros: (next) => () => (next() < 0.5 ? -0 : 0),
   sparse: (next) => () => (next() < 0.9 ? 0 : next() - 0.5),
@@ -38,7 +41,14 @@ const kinds: Readonly<Record<string, (next: () => number) => () => number>> = {
   },
   outlier: (next) => () => (next() < 0.02 ? 100 : 1) * (next() - 0.5),
 }
-const bad = [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 3.3e38]
+/** Refused by some formats: what is no number, and what lies at a limit or beyond. */
+const bad = [
+  ...[limits.q8, limits.q4].flatMap((limit) => [limit, -limit * (1 + 2 ** -20)]),
+  Number.NaN,
+  Number.POSITIVE_INFINITY,
+  Number.NEGATIVE_INFINITY,
+  3.3e38,
+]
 
 function encode(dtype: DType, values: readonly number[]): Uint8Array {
   if (dtype === 'f32') return new Uint8Array(Float32Array.from(values).buffer)
