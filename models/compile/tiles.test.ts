@@ -161,6 +161,15 @@ describe('the addon packs as this thread does', () => {
     expect(there).toEqual(here)
   })
 
+  test('groups that are best clipped, each with a scale of its own', async () => {
+    const of = { format: 'q4', dtype: 'f32', rows: 4096, cols: 32, cuts: [], kinds: ['clipped'], poison: [] } as const
+    const job = jobOf({ ...of, seed: 1 })
+    const [here, there] = [job(), job()]
+    expect([await packHere(here, new Pacer()), await packNative(native, there)]).toEqual([-1, -1])
+    for (const output of ['tiles', 'scales', 'subScales'] as const)
+      expect([output, Buffer.compare(there[output], here[output])]).toEqual([output, 0])
+  })
+
   test('scales and sub-scales too: bytes, halves and words', async () => {
     for (const dtype of ['i8', 'f16', 'f32'] as const) {
       const cols = 7
