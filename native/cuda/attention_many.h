@@ -6,6 +6,7 @@
 
 #include "attention_call.h"
 #include "hopper.h"
+#include "tensor_map.h"
 
 namespace ingot::cuda::paged {
 
@@ -318,20 +319,9 @@ __global__ void __launch_bounds__(32 * Layout::kMostWarps) decode_many(const __g
 
 // The state as the copy engine sees it: elements by rows of a unit by units, in boxes of 64 elements of some rows.
 inline cudaError_t describe_pages(const Attention& a, uint32_t rows, CUtensorMap& map) {
-  static const auto encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
-  }();
-  if (!encode) return cudaErrorNotSupported;
-  const cuuint64_t sizes[] = {a.dim, cuuint64_t(2) * a.kv_heads * kPage, cuuint64_t(1) << 31};
-  const cuuint64_t strides[] = {a.dim * 2, a.unit};
-  const cuuint32_t box[] = {64, rows, 1}, steps[] = {1, 1, 1};
-  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, a.state, sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return map_tensor(map, Tensor<3>{CU_TENSOR_MAP_DATA_TYPE_UINT16, a.state,
+                                   {a.dim, cuuint64_t(2) * a.kv_heads * kPage, cuuint64_t(1) << 31}, {a.dim * 2, a.unit},
+                                   {kBoxBytes / 2, rows, 1}, CU_TENSOR_MAP_L2_PROMOTION_NONE});
 }
 
 }  // namespace ingot::cuda::paged
