@@ -21,7 +21,8 @@ export interface StoredWeight {
 const ROW_ALIGN = 64
 const roundUp = (value: number, multiple: number) => Math.ceil(value / multiple) * multiple
 
-const tiled: Readonly<Record<Exclude<DType, 'i32'>, Layout>> = {
+/** How tiles of a dtype are stored. */
+export const tiled: Readonly<Record<Exclude<DType, 'i32'>, Layout>> = {
   f32: 'tile16',
   f16: 'tile16',
   bf16: 'tile16x2',

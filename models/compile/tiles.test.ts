@@ -8,6 +8,7 @@ import { addon } from '../../abi/native.ts'
 import { fail } from '../../errors.ts'
 import { random } from '../../parity/random.ts'
 import { limits } from './integers.ts'
+import { tiled } from './lower.ts'
 import { Pacer } from './pacer.ts'
 import { packHere, packNative, scalingBytes, type TileFormat, type TileJob, tileDType, tilePacker } from './tiles.ts'
 
@@ -80,15 +81,6 @@ const cases = fc.record<Case>({
   seed: fc.integer(),
 })
 
-const tiled: Partial<Record<DType, Layout>> = {
-  f32: 'tile16',
-  f16: 'tile16',
-  bf16: 'tile16x2',
-  i8: 'tile16x4',
-  i4: 'tile16x8',
-  e4m3: 'tile16x4',
-}
-
 /** Outputs full of something, so that what is not written shows. */
 function emptyJob(format: TileFormat, dtype: DType, layout: Layout, rows: number, cols: number) {
   const [paddedRows, paddedCols] = paddedShape(layout, rows, cols)
@@ -116,7 +108,7 @@ function jobOf({ format, dtype, rows, cols, cuts, kinds: chosen, poison, seed }:
     shifted.set(bytes.subarray(ends[i]! * rowBytes, end * rowBytes), 1)
     return shifted.subarray(1)
   })
-  const layout = tiled[tileDType({ format, dtype })]!
+  const layout = tiled[tileDType({ format, dtype }) as keyof typeof tiled]
   return () => ({ ...emptyJob(format, dtype, layout, rows, cols), rows: pieces })
 }
 

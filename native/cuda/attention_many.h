@@ -2,8 +2,6 @@
 // for the up to 8 heads of queries that share it. The copy engine fills the warp's ring of pages, which runs on over
 // its items: memory stays busy while heads are normed, turned and merged. Sums are those of attention_rows.h.
 #pragma once
-#include <cuda.h>
-
 #include "attention_call.h"
 #include "hopper.h"
 #include "tensor_map.h"

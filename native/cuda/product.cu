@@ -17,23 +17,23 @@ uint32_t tiled_rows(const Product& p) {
   return passes ? kTiledWide : kTiled;
 }
 
-// The stream where one pass over the weights is enough. Beyond, the tile kernel, whose bits are those of the stream, or
-// in the default mode that of e4m3; many rows by cuBLASLt in the default mode.
-Choice rule_of(const Device& device, const Product& p, bool deterministic) {
-  if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
-  const bool blas = !deterministic && blas_can(p);
-  if (!tile_can(device, p)) return blas ? Choice::blas : Choice::stream;
-  if (blas && p.tokens() > tiled_rows(p)) return Choice::blas;
+// Of our own kernels for more than a few rows: the tile kernel, whose bits are those of the stream, or in the default mode
+// that of e4m3.
+Choice own_of(const Device& device, const Product& p, bool deterministic) {
+  if (!tile_can(device, p)) return Choice::stream;
   return !deterministic && tile_e4m3_can(device, p) ? Choice::tile_e4m3 : Choice::tile;
 }
 
-}  // namespace
+// The stream where one pass over the weights is enough; many rows by cuBLASLt in the default mode.
+Choice rule_of(const Device& device, const Product& p, bool deterministic) {
+  if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
+  const Choice own = own_of(device, p, deterministic);
+  const bool many = own == Choice::stream || p.tokens() > tiled_rows(p);
+  return many && !deterministic && blas_can(p) ? Choice::blas : own;
+}
 
-cudaError_t product(const Context& context, const Product& p) {
-  if (p.tokens() == 0) return cudaSuccess;
-  if (p.dtype == DType::f32) return product_f32(context, p);
-  const Choice rule = rule_of(context.device, p, context.shape.deterministic);
-  switch (context.choice == Choice::rules ? rule : context.choice) {
+cudaError_t run(const Context& context, const Product& p, Choice choice) {
+  switch (choice) {
     case Choice::stream: return product_stream(context, p);
     case Choice::tile: return product_tile(context, p);
     case Choice::tile_e4m3: return product_tile_e4m3(context, p);
@@ -43,10 +43,19 @@ cudaError_t product(const Context& context, const Product& p) {
     case Choice::blas_4: {
       const cudaError_t error = product_blas(context, p);
       if (error != cudaErrorNotSupported) return error;
-      return tile_can(context.device, p) ? product_tile(context, p) : product_stream(context, p);
+      return run(context, p, own_of(context.device, p, context.shape.deterministic));
     }
     default: return cudaErrorInvalidValue;
   }
+}
+
+}  // namespace
+
+cudaError_t product(const Context& context, const Product& p) {
+  if (p.tokens() == 0) return cudaSuccess;
+  if (p.dtype == DType::f32) return product_f32(context, p);
+  const Choice rule = rule_of(context.device, p, context.shape.deterministic);
+  return run(context, p, context.choice == Choice::rules ? rule : context.choice);
 }
 
 // In the deterministic mode only those whose bits are the same.

@@ -105,7 +105,6 @@ __device__ void sum_blocks(const Product& p, uint32_t tile, uint32_t first, uint
     if (threadIdx.x % 32 == 0) arrive(rest.operands_empty[freed.stage]);
     freed.advance();
   };
-  bool under_way = false;
   factors.load(p, tile, first);
   load(0, factors);
   for (uint32_t block = first; block < last; ++block) {
@@ -121,15 +120,11 @@ __device__ void sum_blocks(const Product& p, uint32_t tile, uint32_t first, uint
                         step > 0 || i > 0 || !W::kQuantised && !sums.starts(block));
       wgmma_commit();
       if (step % kOperandSteps == kOperandSteps - 1) operands.advance();
-      if (step > 0 || under_way) {
-        wgmma_wait<1>();
-        if (step % kOperandSteps == 0) free_operands();
-      }
+      if (step > 0) wgmma_wait<1>();
+      if (step > 0 && step % kOperandSteps == 0) free_operands();
       if (step < kSteps - 1) load(step + 1, factors);
       else if (block + 1 < last) load(0, next);
     }
-    under_way = !W::kQuantised && !sums.starts(block + 1) && block + 1 < last;
-    if (under_way) continue;
     wgmma_wait<0>();
     settle(sums.block);
     free_operands();

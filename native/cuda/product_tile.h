@@ -113,7 +113,7 @@ __device__ void store_operands(uint32_t* row, uint32_t c, const float (&v)[4]) {
   to[0] = low, to[4] = high;
 }
 
-// Rows first .. last of x that copies() tells, kGroups x 8 elements of a thread in flight.
+// Rows first .. last of an x that copies() takes, kGroups x 8 elements of a thread in flight.
 template <class W, uint32_t kThreads>
 __device__ void reorder_rows(const Product& p, uint32_t first, uint32_t last, uint32_t* rows) {
   constexpr uint32_t kGroups = 8;
