@@ -3,10 +3,12 @@
  * goldens, tasks, invariance, then the speed of real shapes with random weights, and transformers beside it. Prints one
  * JSON document; progress and a table go to stderr. Exit 1 when a check fails.
  */
+import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { Command } from 'commander'
 import { addon, packageRoot } from '../abi/native.ts'
 import { BLOCK_TOKENS } from '../abi/state.ts'
@@ -36,9 +38,11 @@ interface Options {
   readonly deterministic: readonly boolean[]
   readonly models: string
   readonly breakdown?: boolean
-  /** False: each step is submitted after the tokens of the last are read; true: as the backend does by default. */
-  readonly pipelined: boolean
+  /** Undefined: as the backend does by default. */
+  readonly pipelined?: boolean
   readonly reuse: boolean
+  /** The library that takes the device from a process; undefined: that is not checked. */
+  readonly lose?: string
   /** The Python that runs transformers beside this build; undefined: none does. */
   readonly peer?: string
   readonly rounds: number
@@ -158,8 +162,27 @@ async function checkEveryChoice(folder: string, { backend, formats }: Options) {
   return rows
 }
 
+/** A device that is lost in the middle of a step: what a process of its own sees, which the library at `lose` takes it from. */
+function checkLost(path: string, lose: string) {
+  const script = fileURLToPath(new URL('./device-lost.js', import.meta.url))
+  const env = { ...process.env, LD_PRELOAD: resolve(lose) }
+  const { status, stdout, stderr } = spawnSync(process.execPath, [script, path], {
+    env,
+    encoding: 'utf8',
+    timeout: 120_000,
+  })
+  const found: [string, string | null][] =
+    status === 0
+      ? Object.entries(JSON.parse(stdout))
+      : [['its process ends', `${status ?? 'killed'}: ${stderr.trim()}`]]
+  return found.map(([what, failure]) => {
+    say(`${failure === null ? 'pass' : 'FAIL'} lost device, ${what}${failure === null ? '' : `: ${failure}`}`)
+    return { name: `lost device, ${what}`, pass: failure === null }
+  })
+}
+
 /** What cannot be opened says so with both numbers, and disturbs nothing that is open. */
-async function checkFaults(folder: string, { backend }: Options) {
+async function checkFaults(folder: string, { backend, lose }: Options) {
   const { path } = await compile(folderOf('checkpoints', 'storyteller-1m'), { out: join(folder, 'faults.ingot') })
   await using model = await open(path, { backend, deterministic: true })
   const story = async () => (await model.generate('Once', { maxTokens: 20, seed: 1 }).result()).text
@@ -171,7 +194,7 @@ async function checkFaults(folder: string, { backend }: Options) {
   const numbers = ['needed', 'available'].every((name) => Number(refused?.details?.[name]) > 0)
   const pass = refused?.code === 'OUT_OF_MEMORY' && numbers && (await story()) === before
   say(`${pass ? 'pass' : 'FAIL'} out of memory: ${refused && reasonOf(refused)}`)
-  return [{ name: 'out of memory', pass }]
+  return [{ name: 'out of memory', pass }, ...(lose === undefined ? [] : checkLost(path, lose))]
 }
 
 function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: BenchReport) {
@@ -183,7 +206,10 @@ function sayBench(name: string, { prefill, decode, launchesPerStep, loadMs }: Be
     )
 }
 
-const wayOf = ({ backend, pipelined }: Options) => ({ backend, ...(pipelined && { pipelined }) })
+const wayOf = ({ backend, pipelined }: Options) => ({
+  backend,
+  ...(pipelined !== undefined && { pipelined }),
+})
 
 /** Microseconds of a decode step by opcode and first weight, kernels one after the other; and a step's own and host time. */
 async function breakdown(path: string, options: Options, deterministic: boolean, batch: number) {
@@ -306,12 +332,14 @@ const command = new Command('device')
     true,
     false,
   ])
-  .option('--pipelined', 'submit a step before the tokens of the last are read')
+  .option('--pipelined', 'submit a step before the tokens of the last are read; default: as the backend does')
+  .option('--no-pipelined', 'submit it afterwards')
   .option('--breakdown', 'also where a decode step spends its time')
   .option('--peer <python>', 'also transformers in this Python: logits, and speeds in turns')
   .option('--rounds <n>', 'turns of both sides', Number, 2)
   .option('--compiled <list>', 'numbers of sequences at which the peer is also compiled', numbers, [1, 128])
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
+  .option('--lose <library>', 'among the faults, also a device that is lost: liblose_device.so of the CUDA tests')
   .option('--reuse', 'take the packages that are there already, whatever compiled them')
   .parse()
 const options = command.opts<Options>()

@@ -84,7 +84,7 @@ function assertDevice(isa: string): void {
 async function open(pkg: LinkedPackage, options: RunnerOptions): Promise<Runner> {
   const { code, name = '', capability = '' } = status()
   link('cuda', cudaTable, pkg, options, code === 'available' ? deviceGaps(pkg.plan, name, capability) : [])
-  const { limits, blocks, slots, deterministic = false, pipelined = false, isa, compare = false } = options
+  const { limits, blocks, slots, deterministic = false, pipelined = true, isa, compare = false } = options
   assertDevice(isa)
   const weights = await weightFiles(pkg)
   const shared = { isa: '', threads: 1, pin: 'never', limits, blocks, slots }

@@ -52,7 +52,7 @@ export interface RunnerOptions {
   readonly pin?: boolean | 'auto' | undefined
   /** No bit of a request's output may depend on the batch. A backend whose outputs never do ignores it. */
   readonly deterministic?: boolean | undefined
-  /** Take a step while another is in flight; default: false. A backend that cannot ignores it. */
+  /** Take a step while another is in flight; default: as is faster on the backend. One that cannot ignores it. */
   readonly pipelined?: boolean | undefined
   /** Accept kernels that are launched once a slot instead of once a step. */
   readonly allowPerSlot?: boolean | undefined
