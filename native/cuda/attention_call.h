@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "activation.h"
 #include "launch.h"
 #include "tensor_core.h"
 

@@ -46,8 +46,6 @@ struct Sent {
 };
 #endif
 
-__device__ __noinline__ inline float capped(float x, float cap) { return cap * tanhf(x / cap); }
-
 template <class T, int Dim>
 struct FewBlock {
   using Layout = FewLayout<T, Dim>;
@@ -203,7 +201,7 @@ struct FewBlock {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const float x = s[i / 4][i % 4];
-        s[i / 4][i % 4] = a.softcap > 0 ? capped(x * a.scale, a.softcap) : x * a.scale;
+        s[i / 4][i % 4] = a.softcap > 0 ? softcap_apart(x * a.scale, a.softcap) : x * a.scale;
       }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {

@@ -137,32 +137,40 @@ struct ManyWarp {
     copy_next();
   }
 
-  // Norms, turns and rounds the queries, the new key and value, and stores these.
+  // Of the queries in order, then the key and the value that the step brings.
+  __device__ const float* head_of(uint32_t task) const {
+    if (task < a.group) return a.q + item.sequence * a.q_stride + (item.head * a.group + task) * Dim;
+    return task == a.group ? a.k + item.sequence * a.k_stride + item.head * Dim
+                           : a.v + item.sequence * a.v_stride + item.head * Dim;
+  }
+  // Norms, turns and rounds the queries, the new key and value, and stores these. Loads of several heads are under way at
+  // once; then one after the other moves up to the first registers, so that the code is there once: it is fetched anew
+  // every layer, while memory waits.
   __device__ void take_heads() {
     constexpr uint32_t kAtOnce = 6;
     const uint32_t tasks = a.group + 2;
-    find_angles(a, int32_t(item.last), angles, lane, 32);
+    T* const page = reinterpret_cast<T*>(const_cast<std::byte*>(a.page(item.sequence, item.last)));
     for (uint32_t base = 0; base < tasks; base += kAtOnce) {
       Lanes<Dim / 32> heads[kAtOnce];
 #pragma unroll
-      for (uint32_t i = 0; i < kAtOnce; ++i) {
-        const uint32_t task = base + i;
-        const float* from = task < a.group ? a.q + item.sequence * a.q_stride + (item.head * a.group + task) * Dim
-                            : task == a.group ? a.k + item.sequence * a.k_stride + item.head * Dim
-                                              : a.v + item.sequence * a.v_stride + item.head * Dim;
-        if (task < tasks) heads[i].read(a, from);
-      }
-#pragma unroll
-      for (uint32_t i = 0; i < kAtOnce; ++i) {
-        const uint32_t task = base + i;
-        if (task >= tasks) break;
+      for (uint32_t i = 0; i < kAtOnce; ++i)
+        if (base + i < tasks) heads[i].read(a, head_of(base + i));
+#pragma unroll 1
+      for (uint32_t task = base; task < min(base + kAtOnce, tasks); ++task) {
         __syncwarp();
-        heads[i].write(a, buffer);
+        heads[0].write(a, buffer);
+#pragma unroll
+        for (uint32_t i = 1; i < kAtOnce; ++i) heads[i - 1] = heads[i];
         if (task <= a.group) turn(a, buffer, task < a.group ? a.q_norm : a.k_norm, angles);
         __syncwarp();
-        T* to = task < a.group ? query + task * Layout::kWidth : fresh + (task - a.group) * Dim;
-        for (uint32_t d = lane; d < Dim; d += 32) to[d] = element<T>(buffer[d]);
-        if (task >= a.group) store_head(a, item.sequence, item.last, task - a.group, item.head, buffer);
+        const uint32_t side = (task - a.group) * a.kv_heads + item.head;  // of what is stored
+        T* const to = task < a.group ? query + task * Layout::kWidth : fresh + (task - a.group) * Dim;
+        T* const state = task < a.group ? nullptr : page + (size_t(side) * kPage + item.last % kPage) * Dim;
+        for (uint32_t d = lane; d < Dim; d += 32) {
+          const T x = element<T>(buffer[d]);
+          to[d] = x;
+          if (state) state[d] = x;
+        }
       }
     }
     __syncwarp();
@@ -208,15 +216,20 @@ struct ManyWarp {
         }
       leave();
     }
-    if (!scores.plain || t * kTile + kTile - 1 > item.last || t * kTile < item.from) {
+    if (!scores.plain)
+#pragma unroll
+      for (int i = 0; i < int(kTile / 8); ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          s[i][j] = a.softcap > 0 ? softcap_apart(s[i][j] * a.scale, a.softcap) : s[i][j] * a.scale;
+    if (t * kTile + kTile - 1 > item.last || t * kTile < item.from)
 #pragma unroll
       for (int i = 0; i < int(kTile / 8); ++i)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const uint32_t p = t * kTile + i * 8 + lane % 4 * 2 + j;
-          s[i][j] = p <= item.last && p >= item.from ? scores(s[i][j]) : -INFINITY;
+          if (p > item.last || p < item.from) s[i][j] = -INFINITY;
         }
-    }
     float next = s[0][0];
 #pragma unroll
     for (int i = 0; i < int(kTile / 8); ++i) next = fmaxf(next, fmaxf(s[i][0], s[i][1]));
@@ -284,10 +297,12 @@ struct ManyWarp {
     start_item(item.index, newest(item.index));
     find_block();
     for (uint32_t i = 0; i < layout.slots; ++i) copy_next();
+    find_angles(a, int32_t(newest(item.index)), angles, lane, 32);
     wait_for_inputs();
     let_next_start();
     for (uint32_t index = item.index; index < items; index += workers) {
       item = Item(a, index, newest(index));
+      if (index >= workers) find_angles(a, int32_t(item.last), angles, lane, 32);
       take_heads();
       whole_most = -INFINITY;
       whole_total = 0;
