@@ -25,7 +25,7 @@ const second = await open(path, { ...sizes, backend: 'cuda' })
 const endless = { maxTokens: 250, ignoreEos: true }
 const streams = Array.from({ length: 2 * sequences }, (_, seed) => model.generate('Once', { ...endless, seed }))
 const ends = streams.map((stream) => codeOf(stream.result()))
-for await (const _ of streams[0]!) break
+await streams[0]![Symbol.asyncIterator]().next()
 const { steps } = model.stats()
 process.kill(process.pid, 'SIGUSR2')
 const codes = await Promise.all(ends)
