@@ -178,20 +178,13 @@ struct Cluster {
   }
   __device__ static void meet_block() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-  // The groups' sums of four columns of kTokens tokens, `step` apart, those below `end`, added in order: loads first, then
-  // sums.
-  template <uint32_t kTokens>
-  __device__ void add(uint32_t token, uint32_t step, uint32_t end, uint32_t column, float (&sum)[kTokens][4]) const {
+  // The groups' sums of four columns of a token, added in order.
+  __device__ void add(uint32_t token, uint32_t column, float (&sum)[4]) const {
 #pragma unroll 1
     for (uint32_t from = 0; from < groups; ++from) {
       const float* at = (from == group ? own : others + from * share * L::kSumStride) + token * L::kSumStride + column;
-      float4 part[kTokens] = {};
-#pragma unroll
-      for (uint32_t i = 0; i < kTokens; ++i)
-        if (token + i * step < end) part[i] = *reinterpret_cast<const float4*>(at + i * step * L::kSumStride);
-#pragma unroll
-      for (uint32_t i = 0; i < kTokens; ++i)
-        sum[i][0] += part[i].x, sum[i][1] += part[i].y, sum[i][2] += part[i].z, sum[i][3] += part[i].w;
+      const float4 part = *reinterpret_cast<const float4*>(at);
+      sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
     }
   }
 };
@@ -203,49 +196,52 @@ __device__ float token_factor(const Product& p, const Work& work, uint32_t token
   else return sum_factor<typename L::W>(p, work.squares + token * kRuns, kRuns);
 }
 
-// This block's share of the outputs of its rows. A thread has four columns, whose scales and biases it loads once, of
-// kAtOnce tokens at a time, whose residuals come while the sums before are finished.
+// This block's share of the outputs of its rows. A thread has four columns, whose scales and biases it loads once, of one
+// token after the other, in code that is short: what runs once waits for its code, which every layer fetches anew.
+// Residuals of the next kAhead tokens are under way.
 template <class L>
 __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const float* factors, uint32_t tile,
                            uint32_t first_token, uint32_t tokens) {
-  constexpr uint32_t kAtOnce = L::kTokens < 64 ? 1 : L::kTokens / 32;  // what runs once waits for its code
+  constexpr uint32_t kAhead = 4;
   const uint32_t columns = L::kRows / p.branches, within = threadIdx.x * 4 % columns, column = tile * columns + within;
+  const uint32_t row = p.branches == 2 ? within + within / kTile * kTile : within;
   const uint32_t before = cluster.group * cluster.share;  // tokens of blocks ahead
   const uint32_t step = L::kConsumers * 4 / columns;
   const uint32_t end = column < p.n && before < tokens ? min(cluster.share, tokens - before) : 0;
   const bool wide = p.residual.stride % 16 == 0 && reinterpret_cast<size_t>(p.residual.data) % 16 == 0 && p.n % 4 == 0;
   const Columns scaled(p, column);
-  float residual[kAtOnce][4] = {};
+  float residual[kAhead][4] = {};
   const auto load_residuals = [&](uint32_t token) {
     if (!p.residual.data) return;
 #pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i)
-      if (token + i * step < end)
-        load_four(p.residual, first_token + before + token + i * step, column, p.n, wide, residual[i]);
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      if (token + i * step >= end) break;
+      const float* from = row_of<const float>(p.residual, first_token + before + token + i * step) + column;
+      if (wide) {
+        const float4 four = *reinterpret_cast<const float4*>(from);
+        residual[i][0] = four.x, residual[i][1] = four.y, residual[i][2] = four.z, residual[i][3] = four.w;
+      } else {
+        for (uint32_t j = 0; j < 4; ++j) residual[i][j] = column + j < p.n ? from[j] : 0;
+      }
+    }
   };
   uint32_t token = threadIdx.x * 4 / columns;
   load_residuals(token);
   cluster.exchange();
 #pragma unroll 1
-  for (; token < end; token += kAtOnce * step) {
-    float sum[kAtOnce][4] = {}, other[kAtOnce][4] = {};
-    const uint32_t c = p.branches == 2 ? within + within / kTile * kTile : within;
-    cluster.add(token, step, end, c, sum);
-    if (p.branches == 2) cluster.add(token, step, end, c + kTile, other);
+  for (uint32_t i = 1; token < end; token += step, ++i) {
+    float sum[4] = {}, other[4] = {};
+    cluster.add(token, row, sum);
+    if (p.branches == 2) cluster.add(token, row + kTile, other);
+    const float factor = L::kEight || p.norm ? factors[before + token] : 1;
 #pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i) {
-      const uint32_t at = token + i * step;
-      if (at >= end) break;
-      const float factor = L::kEight || p.norm ? factors[before + at] : 1;
+    for (uint32_t j = 0; j < 4; ++j) sum[j] *= factor, other[j] *= factor;
+    scaled.finish(p, sum, other, residual[0]);
+    store_outputs(p.out, first_token + before + token, column, p.n, sum);
 #pragma unroll
-      for (uint32_t j = 0; j < 4; ++j) sum[i][j] *= factor, other[i][j] *= factor;
-      scaled.finish(p, sum[i], other[i], residual[i]);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i)
-      if (token + i * step < end)
-        store_outputs(p.out, first_token + before + token + i * step, column, p.n, sum[i]);
-    load_residuals(token + kAtOnce * step);
+    for (uint32_t k = 1; k < kAhead; ++k)
+      for (uint32_t j = 0; j < 4; ++j) residual[k - 1][j] = residual[k][j];
+    if (i % kAhead == 0) load_residuals(token + step);
   }
 }
 #endif

@@ -77,19 +77,27 @@ __device__ void round_row(const Product& p, uint32_t token, uint32_t* to, float&
   typename L::Rest& rest = layout.rest();
   const uint32_t end = round_up(p.k, kQuantBlock), warp = threadIdx.x / 32, first_warp = warp / 4 * 4;
   const auto column = [&](uint32_t base, uint32_t i) { return base + (i * 128 + threadIdx.x % 128) * Unit::kElements; };
+  const auto past = [&](uint32_t base, uint32_t i) { return base + i * 128 * Unit::kElements >= end; };  // for all threads
   Unit units[kAtOnce];
   float squares = 0, most = 0, v[4];
   const auto load = [&](uint32_t base) {
 #pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i) units[i].load(p, token, column(base, i));
+    for (uint32_t i = 0; i < kAtOnce; ++i) {
+      if (past(base, i)) break;
+      units[i].load(p, token, column(base, i));
+    }
 #pragma unroll
-    for (uint32_t i = 0; i < kAtOnce; ++i) units[i].weigh(p, column(base, i), squares);
+    for (uint32_t i = 0; i < kAtOnce; ++i) {
+      if (past(base, i)) break;
+      units[i].weigh(p, column(base, i), squares);
+    }
   };
 #pragma unroll 1
   for (uint32_t base = 0; base < end; base += kSpan) {
     load(base);
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce * kFours; ++i) {
+      if (past(base, i / kFours)) break;
       units[i / kFours].get(i % kFours, v);
       for (uint32_t j = 0; j < 4; ++j) most = fmaxf(most, fabsf(v[j]));
     }
@@ -108,6 +116,7 @@ __device__ void round_row(const Product& p, uint32_t token, uint32_t* to, float&
     if (end > kSpan) load(base);
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i) {
+      if (past(base, i)) break;
       const uint32_t c = column(base, i);
       uint32_t words[kFours];
 #pragma unroll

@@ -36,6 +36,7 @@ class Decoder {
     make_step();
     norm = random_numbers<float>(arena, shape.hidden, [](float x) { return 1 + x / 8; });
     Matrix x = matrix(shape.hidden, DType::f32);
+    x.data = numbers<float>(size_t{shape.tokens} * shape.hidden, [](float value) { return value; });
     linears.resize(4 * size_t{shape.layers});
     attentions.resize(shape.layers);
     for (uint32_t l = 0; l < shape.layers; ++l) {

@@ -337,6 +337,9 @@ int run_tests(const Device& device, const std::string& only) {
     for (const auto& [n, k] : {std::pair{2048u, 2048u}, {2048u, 8192u}, {4000u, 1000u}, {512u, 14336u}, {192u, 96u}, {300u, 1000u}})
       compare_bits(device, {dtype, n, k, 0, 1, Activation::silu, k < 8192, true, true}, {1, 2, 5, 8, 13, 16, 31, 64, 100, 128, 150, 260});
     compare_bits(device, {dtype, 512, 2048, 0, 2, Activation::silu, true}, {1, 3, 8, 16, 32, 64, 128, 200});
+    // More tiles than a large device has multiprocessors.
+    compare_bits(device, {dtype, 17000, 700, 0, 1, Activation::none, true, true, true}, {1, 16, 32, 64, 128, 200});
+    compare_bits(device, {dtype, 8480, 2400, 0, 2, Activation::silu, true}, {1, 16, 128, 200});
     std::printf("%s: %u cases, %d failures so far\n", name(dtype), cases, failures);
   }
   if (!only.empty() && only != "e4m3") return failures != 0;
@@ -344,6 +347,9 @@ int run_tests(const Device& device, const std::string& only) {
     for (const uint32_t tokens : {16u, 100u, 128u})
       for (const DType x : {DType::f32, DType::bf16})
         judge(device, {DType::e4m3, n, k, tokens, 1, Activation::none, x == DType::f32, false, true, false, x}, false, ++seed);
+  for (const uint32_t branches : {1u, 2u})  // more tiles than multiprocessors
+    for (const uint32_t tokens : {16u, 32u, 64u, 128u})
+      judge(device, {DType::e4m3, 17008 / branches / 16 * 16, 700, tokens, branches, Activation::silu, true}, false, ++seed);
   std::printf("e4m3: rows of e4m3 err by at most %.2e\n", worst_e4m3);
   if (!only.empty()) return failures != 0;
   for (const DType dtype : {DType::i8, DType::i4})  // more rows than a grid's second dimension
