@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest'
 import { IngotError, PlanError } from '../errors.ts'
 import { decoderPlan, menageriePlan } from '../plans/example.test-plan.ts'
+import { verifyPlan } from '../plans/verify.ts'
+import { writePlan } from '../plans/write.ts'
 import { backendNames, backendOf, backends } from './backends.ts'
 import { cpuTable } from './cpu.ts'
 import { cudaTable, deviceGaps } from './cuda.ts'
@@ -13,6 +15,12 @@ describe('linkGaps', () => {
     expect(linkGaps(decoderPlan('i8'), cpuTable)).toEqual([])
     expect(linkGaps(decoderPlan('i4'), cpuTable)).toEqual([])
     expect(linkGaps(menageriePlan(), nullTable)).toEqual([])
+  })
+
+  test('finds none in fp8 whose embedding and head are floats, as packages of before have it', () => {
+    const plan = decoderPlan('e4m3', 1, 'bf16')
+    verifyPlan(writePlan(plan), 'fp8')
+    expect(linkGaps(plan, cudaTable)).toEqual([])
   })
 
   test('says what to do about a dtype that a kernel does not read', () => {

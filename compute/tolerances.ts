@@ -40,7 +40,10 @@ const q4 = tolerance(
   'the golden file is of the weights before q4: 8 % of a weight rms; over 8 layers of 4 products 0.08 * sqrt(32) = 45 %, twice that where attention is sharp. That judges the format; a kernel is judged by `sameWeights`',
 )
 
-/** rms of rounding to e4m3, relative to the value: a step of 1/8 of the power of two below it, over sqrt(12), over sqrt(7/3). */
+/**
+ * rms of rounding to e4m3, relative to the value: a step of 1/8 of the power of two below it, over sqrt(12), over sqrt(7/3).
+ * Beside 32 products of it, embedding and head of fp8 are nothing: they are q8, 0.66 % each.
+ */
 const E4M3_RMS = 0.0236
 const fp8 = (rms: number, what: string) =>
   tolerance(

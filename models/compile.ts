@@ -14,7 +14,10 @@ import { type Progress, writePackage } from './package-writer.ts'
 export interface CompileOptions {
   /** Folder to write; default: `<name of the checkpoint>.ingot` in the working directory. */
   readonly out?: string | undefined
-  /** Weights as they are (default), int8 (q8) or int4 (q4) with scales (adr/0006), or e4m3 with one a row (fp8, adr/0012). */
+  /**
+   * Weights as they are (default), int8 (q8) or int4 (q4) with scales (adr/0006), or e4m3 with one a row (fp8, adr/0012);
+   * embedding and head are int8 in all three.
+   */
   readonly quantize?: 'none' | 'q8' | 'q4' | 'fp8' | undefined
   /** Keys and values in the checkpoint's dtype (default), or int8 with a scale for each head of each position. */
   readonly state?: 'checkpoint' | 'q8' | undefined

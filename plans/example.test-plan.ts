@@ -147,8 +147,14 @@ export class Sketch {
   }
 }
 
-/** A decoder of `layers` layers, hidden 16, heads 2 of 8, one key head, vocabulary 40; integer weights have scales. */
-export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
+/** Of the embedding, which is the head too: int8 beside formats that embeddings do not have. */
+const tableOf = (main: DType): DType => (main === 'i4' || main === 'e4m3' ? 'i8' : main)
+
+/**
+ * A decoder of `layers` layers, hidden 16, heads 2 of 8, one key head, vocabulary 40, with matrices of `main` and an
+ * embedding of `table`; integer weights have scales.
+ */
+export function decoderPlan(main: DType = 'bf16', layers = 2, table = tableOf(main)): MutablePlan {
   const s = new Sketch()
   const [vocab, hidden, ff] = [40, 16, 24]
   const matrix = (name: string, slot = 'weight', dtype = main) => ({
@@ -157,7 +163,6 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
     ...(dtype === 'e4m3' && { scales: [`${name}.scales`, 'f32'] as const }),
     ...(dtype === 'i4' && { sub_scales: [`${name}.sub_scales`, 'i8'] as const }),
   })
-  const wide = main === 'i4' ? 'i8' : main === 'e4m3' ? 'bf16' : main
   const norm = (x: number, label: string) =>
     s.emit('rms_norm', label, {
       inputs: { x },
@@ -170,7 +175,7 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
       weights: matrix(label),
       params: { n, k },
     })
-  let x = s.emit('embed', 'embed', { weights: matrix('embed', 'table', wide), params: { vocab, width: hidden } })
+  let x = s.emit('embed', 'embed', { weights: matrix('embed', 'table', table), params: { vocab, width: hidden } })
   for (let layer = 0; layer < layers; layer++) {
     const at = `layers.${layer}`
     const qkv = linear(norm(x, `${at}.norm1`), 32, hidden, `${at}.qkv`)
@@ -192,7 +197,7 @@ export function decoderPlan(main: DType = 'bf16', layers = 2): MutablePlan {
   const final = norm(rows, 'norm')
   const logits = s.emit('logits', 'head', {
     inputs: { x: final },
-    weights: matrix('embed', 'weight', wide),
+    weights: matrix('embed', 'weight', table),
     params: { vocab, k: hidden },
   })
   const tokens = s.emit('sample', 'sample', { inputs: { logits }, params: { vocab } })

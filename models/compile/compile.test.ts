@@ -178,15 +178,28 @@ describe('storage', () => {
     expect(plan.states[0]).toMatchObject({ dtype: 'bf16' })
   })
 
-  test('fp8 takes products, with one float32 scale a row, and leaves embedding and head as they are', async () => {
-    const { plan } = await compile(golden('llama_untied_bias'), { quantize: 'fp8' })
-    verifyPlan(writePlan(plan), 'fp8')
-    for (const { op, weights } of plan.instructions) {
-      const [matrix, scales] = weights.map((index) => plan.tensors[index ?? -1])
-      if (op === 'embed' || op === 'logits') expect([matrix!.dtype, scales]).toEqual(['bf16', undefined])
-      if (op !== 'linear') continue
-      expect(matrix).toMatchObject({ dtype: 'e4m3', layout: 'tile16x4' })
-      expect(scales).toMatchObject({ dtype: 'f32', layout: 'tile16', rows: matrix!.rows, cols: 1 })
+  test.each([
+    ['q4', { dtype: 'i4', layout: 'tile16x8' }, { dtype: 'f16' }],
+    ['fp8', { dtype: 'e4m3', layout: 'tile16x4' }, { dtype: 'f32', cols: 1 }],
+  ] as const)('%s takes products; embedding and head are q8, tied or not', async (quantize, matrix, scales) => {
+    for (const checkpoint of ['llama', 'llama_untied_bias']) {
+      const { plan } = await compile(golden(checkpoint), { quantize })
+      verifyPlan(writePlan(plan), quantize)
+      const stored = (op: string) =>
+        plan.instructions
+          .filter((each) => each.op === op)
+          .map(({ weights }) => weights.slice(0, 2).map((index) => plan.tensors[index ?? -1]!))
+      for (const [weight, scale] of stored('linear')) {
+        expect(weight).toMatchObject(matrix)
+        expect(scale).toMatchObject({ ...scales, layout: 'tile16', rows: weight!.rows })
+      }
+      const tables = [...stored('embed'), ...stored('logits')]
+      expect(tables).toHaveLength(2)
+      for (const [weight, scale] of tables) {
+        expect(weight).toMatchObject({ dtype: 'i8', layout: 'tile16x4' })
+        expect(scale).toMatchObject({ dtype: 'f16', rows: weight!.rows, cols: 1 })
+      }
+      expect(new Set(tables.map(([weight]) => weight)).size).toBe(checkpoint === 'llama' ? 1 : 2)
     }
   })
 

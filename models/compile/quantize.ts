@@ -33,18 +33,16 @@ function scalingSlot(weights: Readonly<Record<string, WeightDef>>, slot: string,
 }
 
 /**
- * Under q4, embeddings and heads stay at q8, for their opcodes have no sub-scales: no later layer averages their errors
- * out, and a row of an embedding is read once a token. Under fp8, whose steps are wider than those of q8, they stay as
- * they are.
+ * Opcodes without sub-scales (embeddings, heads) are q8 in every format, and so a tied head is one matrix: no later layer
+ * averages the errors of a head out, and those of q8 are the smallest.
  */
 function quantizeNode(node: Node, quantization: Exclude<Quantization, 'none'>): Node {
   const definition = opDef(node.op).weights
-  if (quantization === 'fp8' && (node.op === 'embed' || node.op === 'logits')) return node
   const weights: Record<string, Weight> = { ...node.weights }
   for (const [slot, weight] of Object.entries(node.weights)) {
     // A row shorter than a group would spend more on its scale than it saves.
     if (!scalingSlot(definition, slot, 'scales') || weight.encoding !== 'plain' || weight.cols < QUANT_GROUP) continue
-    const encoding = quantization !== 'q4' || scalingSlot(definition, slot, 'sub_scales') ? quantization : 'q8'
+    const encoding = scalingSlot(definition, slot, 'sub_scales') ? quantization : 'q8'
     weights[slot] = Object.freeze({ ...weight, encoding })
     for (const [scaling, stored] of Object.entries(scalingsOf(weights[slot])))
       weights[scalingSlot(definition, slot, scaling as Scaling)!] = stored

@@ -12,7 +12,7 @@ import type { Fill } from './generate.ts'
 export type FloatDType = 'f32' | 'f16' | 'bf16'
 /** dtypes of matrices: q8, q4 and fp8 are made from float32, where K is at least one group. */
 export type MatrixDType = FloatDType | 'q8' | 'q4' | 'fp8'
-/** Those of embeddings and heads too, which fp8 leaves as they are. */
+/** Those of embeddings and heads too, which are q8 under fp8. */
 export const matrixDTypes: readonly MatrixDType[] = ['f32', 'f16', 'bf16', 'q8', 'q4']
 
 export type StateDType = FloatDType | 'i8'
