@@ -156,8 +156,11 @@ async function checkEveryChoice(folder: string, { backend, formats }: Options) {
     const path = await compiled(checkpoint, 'none')
     const others = await chooseAtRandom(path, backend, {}, { deterministic: false, seed: seed + 1 })
     await using model = await open(path, { backend })
-    const { pass } = await runGolden(model, golden)
-    tell('none', `${name}, ${others} choices that are not the rules'`, pass)
+    const failure = await runGolden(model, golden).then(
+      ({ pass }) => (pass ? '' : ': differs'),
+      (error: unknown) => `: ${reasonOf(error)}`,
+    )
+    tell('none', `${name}, ${others} choices that are not the rules'${failure}`, failure === '')
   }
   return rows
 }

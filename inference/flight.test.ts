@@ -99,6 +99,19 @@ describe('whatever a step meets while another is in flight', () => {
 })
 
 describe('a step departs ahead', () => {
+  test('of rows that sample nothing, in the middle of a prompt too', async () => {
+    const prompt = Array.from({ length: 40 }, (_, i) => 1 + (i % 9))
+    const outputs = []
+    for (const depth of [1, 2] as const) {
+      const { model } = openFake({ maxSlots: 4, maxRows: 4, prefillChunk: 7, prefixCache: false }, { depth })
+      const beside = model.generate([1, 2, 3], { maxTokens: 30 }).result()
+      const [logits, embedded] = await Promise.all([model.logits(prompt), model.embed([prompt])])
+      outputs.push({ logits, embedded, beside: answer(await beside) })
+      if (depth === 2) expect(model.stats().stepsAhead).toBeGreaterThan(9)
+    }
+    expect(outputs[1]).toEqual(outputs[0])
+  })
+
   test('while the one before it runs, and its tokens stand for themselves', async () => {
     const { model, runner } = two()
     const seen: (readonly number[])[] = []

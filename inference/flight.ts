@@ -80,7 +80,8 @@ export class Flight {
       sequence.computed += tokens
       // Of the last token that a request may have, nothing is computed.
       const next = sequence.computed
-      if (rows > 0 && next + 1 < sequence.mostTokens) sequence.put(next, rowReference(row))
+      const samples = rows > 0 && sequence.work.output === 'token'
+      if (samples && next + 1 < sequence.mostTokens) sequence.put(next, rowReference(row))
       row += rows
     }
   }

@@ -3,7 +3,7 @@ import { access } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { fail } from '../errors.ts'
 import { isObject, type MapFile, mapFile, readBytes } from './files.ts'
-import { readHeader, repeatedKey, type TensorEntry, type TensorFiles, tensorFiles } from './safetensors.ts'
+import { isPad, readHeader, repeatedKey, type TensorEntry, type TensorFiles, tensorFiles } from './safetensors.ts'
 
 const SINGLE_FILE = 'model.safetensors'
 const INDEX_FILE = `${SINGLE_FILE}.index.json`
@@ -60,12 +60,14 @@ async function openShards(folder: string): Promise<{ tensors: Map<string, Tensor
 }
 
 /**
- * Opens the weights of a checkpoint folder: `model.safetensors`, else the shards that its index names.
+ * Opens the weights of a checkpoint folder: `model.safetensors`, without padding of `layoutFile`, else the shards that its
+ * index names.
  * Throws FILE_MISSING, FILE_TRUNCATED, SAFETENSORS_HEADER, SAFETENSORS_INDEX.
  */
 export async function openCheckpoint(path: string, map: MapFile = mapFile): Promise<Checkpoint> {
   if (await exists(join(path, SINGLE_FILE))) {
-    const { tensors } = await readHeader(join(path, SINGLE_FILE))
+    const { tensors: stored } = await readHeader(join(path, SINGLE_FILE))
+    const tensors = new Map([...stored].filter(([name]) => !isPad(name)))
     return { path, sources: [SINGLE_FILE], ...tensorFiles(tensors, [join(path, SINGLE_FILE)], map) }
   }
   if (!(await exists(join(path, INDEX_FILE))))

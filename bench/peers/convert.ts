@@ -143,7 +143,7 @@ export async function convert(folder: string, out: string, format: Format): Prom
   if (!architecture) throw new Error(`${folder}: expected one of ${Object.keys(architectures)}`)
   const checkpoint = await openCheckpoint(folder)
   const sources = [...checkpoint.tensors.values()].filter(
-    ({ name }) => !name.startsWith('__pad.') && !(config.tie_word_embeddings && name === 'lm_head.weight'),
+    ({ name }) => !(config.tie_word_embeddings && name === 'lm_head.weight'),
   )
   const tensors = sources.map(({ name, shape }) => {
     const table = name === 'model.embed_tokens.weight' || name === 'lm_head.weight'
