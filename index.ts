@@ -82,8 +82,8 @@ export interface OpenOptions extends ModelOptions {
   deterministic?: boolean | undefined
   /**
    * Hand a step over before the tokens of the last one are read, so that the backend never waits for JavaScript; a request
-   * that arrives meanwhile waits a step longer. Default: on CUDA, without `record`. Steps whose tokens the host must see first wait for them:
-   * with penalties, `speculative` or a shadow.
+   * that arrives meanwhile waits a step longer. Default: on CUDA, without `record`. Steps whose tokens the host must see first
+   * wait for them: with penalties, `speculative` or a shadow.
    */
   pipelined?: boolean | undefined
   /** Accept kernels that a backend launches once a slot instead of once a step. Default: refuse with LINK_GAPS. */

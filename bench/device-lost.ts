@@ -1,7 +1,7 @@
 /**
  * What a process sees whose device is lost in the middle of a step: `device-lost.js <package>`, with the library of
- * native/test/cuda/preload/lose_device.cu preloaded. Prints one JSON object, from check to what failed of it, if anything; a request
- * that waits for ever ends it. bench/device.ts runs it.
+ * native/test/cuda/preload/lose_device.cu preloaded. Prints one JSON object, from check to what failed of it, if anything.
+ * bench/device.ts runs it, and ends it where a request waits for ever.
  */
 import { open } from '../index.ts'
 
