@@ -14,6 +14,13 @@ export function quantile(samples: readonly number[], share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.ceil(share * sorted.length) - 1))] ?? Number.NaN
 }
 
+/** Means of `count` samples in a row, from every one on that as many follow; of fewer samples, the mean of all. */
+export function means(samples: readonly number[], count: number): number[] {
+  const width = Math.min(count, samples.length)
+  const starts = samples.slice(0, samples.length - width + 1)
+  return starts.map((_, start) => samples.slice(start, start + width).reduce((sum, x) => sum + x, 0) / width)
+}
+
 /** Median with the 10th and 90th percentile: these machines lose time to others, so the mean says little. */
 export function spread(samples: readonly number[]): Spread {
   return {

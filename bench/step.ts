@@ -2,7 +2,7 @@
 import { stepBytes, stepShape, work } from '../compute/work.ts'
 import { type EngineStats, type MemoryUse, type Model, open } from '../index.ts'
 import { type Ceilings, ceilings } from './ceilings.ts'
-import { quantile, randomPrompts, type Spread, spread } from './measure.ts'
+import { means, quantile, randomPrompts, type Spread, spread } from './measure.ts'
 
 export interface BenchOptions {
   readonly backend: string
@@ -153,6 +153,9 @@ function prefillCell(model: Model, batch: number, tokens: number, times: readonl
   return { tokens, batch, tokensPerSecond, ...(peakShare && { peakShare }), spread: spread(rates) }
 }
 
+/** Steps in a row that a time is the mean of: tokens of a step that was submitted ahead are seen early or late. */
+const SMOOTHED = 4
+
 function decodeCell(
   model: Model,
   { batch, steps: times, idle }: { readonly batch: number; readonly steps: number[]; readonly idle: number[] },
@@ -177,7 +180,7 @@ function decodeCell(
 
 /**
  * Measures every number of sequences, `repeats` times after one warm-up; a prefill cell is the median of its runs, a
- * decode cell of all its steps. `context` of a decode cell is the mean of the run.
+ * decode cell of all its steps, or of means of a few where they are submitted ahead. `context` of a decode cell is the mean of the run.
  */
 export async function bench(path: string, options: BenchOptions): Promise<BenchReport> {
   const { prompt, generate, batches, repeats } = options
@@ -199,7 +202,8 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
       const stepMs = await timeDecode(model, prompts(contextOf(options)), generate)
       if (repeat === 0) continue
       prefills.push(prefillMs)
-      steps.push(...stepMs)
+      const ahead = model.stats().stepsAhead > before.stepsAhead
+      steps.push(...(ahead ? means(stepMs, SMOOTHED) : stepMs))
       idle.push(perStep(before, model.stats(), 'idleMicrosecondsPerStep'))
     }
     measured.push({ batch, prefills, steps, idle })
