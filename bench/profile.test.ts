@@ -88,6 +88,11 @@ describe('timeDecode', () => {
     expect(decode.tokens).toBe(3 * decode.steps)
     expect(decode.steps).toBeGreaterThanOrEqual(10)
   })
+
+  it('answers means where steps are submitted ahead', async () => {
+    await using model = await open(path, { maxSlots: 3, contextTokens: 128, prefixCache: false, pipelined: true })
+    expect(await timeDecode(model, randomPrompts(3, 24, model.info.vocab), 10)).toHaveLength(7)
+  })
 })
 
 describe('profile', () => {

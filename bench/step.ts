@@ -115,10 +115,17 @@ export async function timePrefill(model: Model, prompts: readonly number[][]): P
   return performance.now() - start
 }
 
-/** Milliseconds of each of `steps` steps in which every sequence decodes: none ends before the last to start is done. */
+/** Steps in a row that a time is the mean of where they are submitted ahead: their tokens are seen early or late. */
+const SMOOTHED = 4
+
+/**
+ * Milliseconds of each of `steps` steps in which every sequence decodes: none ends before the last to start is done. Means
+ * of a few in a row, and fewer by as many, where steps are submitted before the tokens of the last are read.
+ */
 export async function timeDecode(model: Model, prompts: readonly number[][], steps: number): Promise<number[]> {
   const done = new AbortController()
   const marks: number[] = []
+  const { stepsAhead } = model.stats()
   let started = 0
   const options = { maxTokens: model.info.contextTokens, temperature: 0, ignoreEos: true, signal: done.signal }
   const decode = async (ids: number[]) => {
@@ -137,7 +144,8 @@ export async function timeDecode(model: Model, prompts: readonly number[][], ste
   const outcomes = await Promise.allSettled(prompts.map(decode))
   for (const outcome of outcomes)
     if (outcome.status === 'rejected' && outcome.reason?.code !== 'ABORTED') throw outcome.reason
-  return marks.slice(1).map((mark, i) => mark - marks[i]!)
+  const times = marks.slice(1).map((mark, i) => mark - marks[i]!)
+  return model.stats().stepsAhead > stepsAhead ? means(times, SMOOTHED) : times
 }
 
 /** Least milliseconds that the multiply-adds of a prompt take, each at the peak of its arithmetic. */
@@ -152,9 +160,6 @@ function prefillCell(model: Model, batch: number, tokens: number, times: readonl
   const peakShare = limit && (peakMs(model, tokens, limit) * batch) / quantile(times, 0.5)
   return { tokens, batch, tokensPerSecond, ...(peakShare && { peakShare }), spread: spread(rates) }
 }
-
-/** Steps in a row that a time is the mean of: tokens of a step that was submitted ahead are seen early or late. */
-const SMOOTHED = 4
 
 function decodeCell(
   model: Model,
@@ -180,7 +185,7 @@ function decodeCell(
 
 /**
  * Measures every number of sequences, `repeats` times after one warm-up; a prefill cell is the median of its runs, a
- * decode cell of all its steps, or of means of a few where they are submitted ahead. `context` of a decode cell is the mean of the run.
+ * decode cell of all its steps. `context` of a decode cell is the mean of the run.
  */
 export async function bench(path: string, options: BenchOptions): Promise<BenchReport> {
   const { prompt, generate, batches, repeats } = options
@@ -202,8 +207,7 @@ export async function bench(path: string, options: BenchOptions): Promise<BenchR
       const stepMs = await timeDecode(model, prompts(contextOf(options)), generate)
       if (repeat === 0) continue
       prefills.push(prefillMs)
-      const ahead = model.stats().stepsAhead > before.stepsAhead
-      steps.push(...(ahead ? means(stepMs, SMOOTHED) : stepMs))
+      steps.push(...stepMs)
       idle.push(perStep(before, model.stats(), 'idleMicrosecondsPerStep'))
     }
     measured.push({ batch, prefills, steps, idle })

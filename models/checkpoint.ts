@@ -67,7 +67,7 @@ async function openShards(folder: string): Promise<{ tensors: Map<string, Tensor
 export async function openCheckpoint(path: string, map: MapFile = mapFile): Promise<Checkpoint> {
   if (await exists(join(path, SINGLE_FILE))) {
     const { tensors: stored } = await readHeader(join(path, SINGLE_FILE))
-    const tensors = new Map([...stored].filter(([name]) => !isPad(name)))
+    const tensors = new Map([...stored].filter(([name, { dtype }]) => !(isPad(name) && dtype === 'U8')))
     return { path, sources: [SINGLE_FILE], ...tensorFiles(tensors, [join(path, SINGLE_FILE)], map) }
   }
   if (!(await exists(join(path, INDEX_FILE))))
