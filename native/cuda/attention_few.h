@@ -201,7 +201,7 @@ struct FewBlock {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const float x = s[i / 4][i % 4];
-        s[i / 4][i % 4] = a.softcap > 0 ? softcap_apart(x * a.scale, a.softcap) : x * a.scale;
+        s[i / 4][i % 4] = a.softcap > 0 ? softcap(x * a.scale, a.softcap) : x * a.scale;
       }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {

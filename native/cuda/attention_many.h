@@ -221,7 +221,7 @@ struct ManyWarp {
       for (int i = 0; i < int(kTile / 8); ++i)
 #pragma unroll
         for (int j = 0; j < 2; ++j)
-          s[i][j] = a.softcap > 0 ? softcap_apart(s[i][j] * a.scale, a.softcap) : s[i][j] * a.scale;
+          s[i][j] = a.softcap > 0 ? softcap(s[i][j] * a.scale, a.softcap) : s[i][j] * a.scale;
     if (t * kTile + kTile - 1 > item.last || t * kTile < item.from)
 #pragma unroll
       for (int i = 0; i < int(kTile / 8); ++i)

@@ -8,14 +8,8 @@ namespace ingot::cuda {
 namespace {
 
 constexpr uint32_t kStreamed = 8;     // up to these rows, weights are streamed
-constexpr uint32_t kTiled = 64;       // up to these, one launch of the tile kernel is faster than cuBLASLt and its passes
-constexpr uint32_t kTiledWide = 128;  // the same where those expand weights, round rows or multiply two branches
+constexpr uint32_t kTiled = 128;      // up to these, one launch of the tile kernel: as many whatever the rows
 constexpr uint32_t kMostPasses = 4;   // over the weights: more of them are never fastest
-
-uint32_t tiled_rows(const Product& p) {
-  const bool passes = p.dtype == DType::i8 || p.dtype == DType::i4 || p.dtype == DType::e4m3 || p.branches == 2;
-  return passes ? kTiledWide : kTiled;
-}
 
 // Of our own kernels for more than a few rows: the tile kernel, whose bits are those of the stream, or in the default mode
 // that of e4m3.
@@ -28,7 +22,7 @@ Choice own_of(const Device& device, const Product& p, bool deterministic) {
 Choice rule_of(const Device& device, const Product& p, bool deterministic) {
   if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
   const Choice own = own_of(device, p, deterministic);
-  const bool many = own == Choice::stream || p.tokens() > tiled_rows(p);
+  const bool many = own == Choice::stream || p.tokens() > kTiled;
   return many && !deterministic && blas_can(p) ? Choice::blas : own;
 }
 

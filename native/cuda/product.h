@@ -41,13 +41,14 @@ struct Product {
 
 __host__ __device__ inline uint32_t run_blocks(const Product& p) { return ceil_div(p.blocks(), kRuns); }
 
-// Groups of runs (or of other parts of K), which different blocks can sum: as few as leave each the fewest, where blocks
-// of 128 weight rows run all at once on a large device, though clusters of them leave some multiprocessors out.
+// Groups of runs (or of other parts of K), which different blocks can sum: as few as leave each the fewest, where clusters
+// of so many blocks of 128 weight rows run all at once on an H200, whose multiprocessors they leave some of out.
 __host__ __device__ inline uint32_t groups_of(const Product& p, uint32_t parts = kRuns) {
+  constexpr uint32_t kAtOnce[] = {0, 132, 66, 38, 30, 22, 16, 14, 14};
   const uint32_t rows = ceil_div(p.tiles(), 8);
   uint32_t groups = 1;
-  for (uint32_t more = 2; more <= 8 && rows * more <= 120; ++more)
-    if (ceil_div(parts, more) < ceil_div(parts, groups)) groups = more;
+  for (uint32_t more = 2; more < sizeof kAtOnce / sizeof *kAtOnce; ++more)
+    if (rows <= kAtOnce[more] && ceil_div(parts, more) < ceil_div(parts, groups)) groups = more;
   return groups;
 }
 // Runs of a group; the last may have fewer.
@@ -96,39 +97,18 @@ __device__ inline float finished(const Product& p, uint32_t column, float sum, f
   return p.residual.data ? y + residual : y;
 }
 
-// Four columns of outputs from `column` on, those below n, of any number of tokens: as `finished` makes them, with their
-// scales and biases loaded once.
-struct Columns {
-  struct Row { float scale[4], bias[4]; } rows[2];  // of both branches
+// Scales and biases of four weight rows, of any number of tokens; those that there are none of are 1 and kNothing, which
+// change no bit of what they meet.
+constexpr float kNothing = -0.0f;
+struct FourRows {
+  float4 scale, bias;
 
-  __device__ Columns(const Product& p, uint32_t column) {
-    const uint32_t r = p.branches == 2 ? column + column / kTile * kTile : column;
-    for (uint32_t i = 0; i < 2; ++i)
-      for (uint32_t j = 0; j < 4; ++j) {
-        const bool exists = i < p.branches && column + j < p.n;
-        rows[i].scale[j] = exists && p.row_scales ? p.row_scales[r + i * kTile + j] : 1;
-        rows[i].bias[j] = exists && p.bias ? p.bias[r + i * kTile + j] : 0;
-      }
-  }
-  __device__ static void biased(const Product& p, const Row& row, float (&y)[4]) {
-    if (p.row_scales)
-      for (uint32_t j = 0; j < 4; ++j) y[j] *= row.scale[j];
-    if (p.bias)
-      for (uint32_t j = 0; j < 4; ++j) y[j] += row.bias[j];
-    for (uint32_t j = 0; j < 4; ++j) y[j] *= p.scale;
+  // Four finished sums as `biased` makes them.
+  __device__ void apply(const Product& p, float (&y)[4]) const {
+    const float by[4] = {scale.x, scale.y, scale.z, scale.w}, plus[4] = {bias.x, bias.y, bias.z, bias.w};
+    for (uint32_t j = 0; j < 4; ++j) y[j] = (y[j] * by[j] + plus[j]) * p.scale;
     if (p.softcap > 0)
-      for (uint32_t j = 0; j < 4; ++j) y[j] = softcap_apart(y[j], p.softcap);
-  }
-  // Sums become outputs.
-  __device__ void finish(const Product& p, float (&sum)[4], float (&other)[4], const float (&residual)[4]) const {
-    biased(p, rows[0], sum);
-    activate(p.activation, sum);
-    if (p.branches == 2) {
-      biased(p, rows[1], other);
-      for (uint32_t j = 0; j < 4; ++j) sum[j] *= other[j];
-    }
-    if (p.residual.data)
-      for (uint32_t j = 0; j < 4; ++j) sum[j] += residual[j];
+      for (uint32_t j = 0; j < 4; ++j) y[j] = softcap(y[j], p.softcap);
   }
 };
 

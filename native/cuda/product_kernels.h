@@ -59,18 +59,37 @@ __device__ inline uint32_t pack(float a, float b) {
   }
 }
 
+// Whether four elements of a row, from a multiple of four on, lie as one.
+__device__ inline bool in_fours(const Matrix& m) {
+  return m.stride % 16 == 0 && reinterpret_cast<size_t>(m.data) % 16 == 0;
+}
+
+// Four outputs of a row from `column` on, those below n, one by one: apart, for code that runs once waits to be fetched.
+__device__ __noinline__ inline void store_apart(std::byte* row, DType dtype, uint32_t column, uint32_t n, float4 y) {
+  const Matrix one{row, 0, 1, n, dtype};
+  const float four[4] = {y.x, y.y, y.z, y.w};
+  for (uint32_t j = 0; j < 4; ++j)
+    if (column + j < n) store_float(one, 0, column + j, four[j]);
+}
+
 // Four outputs from `column` on, those below n.
 __device__ inline void store_outputs(const Matrix& out, uint32_t token, uint32_t column, uint32_t n,
                                      const float (&y)[4]) {
-  const bool whole = column + 3 < n && out.stride % 16 == 0 && reinterpret_cast<size_t>(out.data) % 16 == 0;
+  const bool whole = column + 3 < n && in_fours(out);
   if (whole && out.dtype == DType::f32)
     *reinterpret_cast<float4*>(row_of<float>(out, token) + column) = {y[0], y[1], y[2], y[3]};
   else if (whole && out.dtype == DType::bf16)
     *reinterpret_cast<uint2*>(row_of<uint16_t>(out, token) + column) = {pack<false>(y[0], y[1]),
                                                                         pack<false>(y[2], y[3])};
   else
-    for (uint32_t j = 0; j < 4; ++j)
-      if (column + j < n) store_float(out, token, column + j, y[j]);
+    store_apart(row_of<std::byte>(out, token), out.dtype, column, n, {y[0], y[1], y[2], y[3]});
+}
+
+// Four residuals from `column` on, those below n, one by one.
+__device__ __noinline__ inline float4 residuals_apart(const float* row, uint32_t column, uint32_t n) {
+  float four[4];
+  for (uint32_t j = 0; j < 4; ++j) four[j] = column + j < n ? row[column + j] : 0;
+  return {four[0], four[1], four[2], four[3]};
 }
 
 // What the norm multiplies elements c .. c + 3 by; 1 without one.

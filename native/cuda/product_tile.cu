@@ -137,7 +137,8 @@ __device__ void sum_blocks(const Product& p, uint32_t tile, uint32_t first, uint
 template <class L>
 struct Cluster {
   uint32_t groups, group, share;  // blocks, this one among them, tokens of each
-  const float *own, *others;      // sums of this block's share: its own, and by block
+  float* own;                     // sums of this block's share
+  const float* others;            // what other blocks summed of it, by block
   L layout;
   Barrier& arrived;
 
@@ -152,7 +153,7 @@ struct Cluster {
   }
   // By the threads that store outputs, when this block's sums are there and its rings are free.
   __device__ void exchange() const {
-    fence_shared();
+    if (groups > 1) fence_shared();
     meet_block();
     if (groups == 1) return;
     cluster_arrive();
@@ -163,6 +164,8 @@ struct Cluster {
     __syncwarp();
     wait(arrived, 0);
     cluster_arrive();
+    add_others();
+    meet_some<L::kConsumers>();
   }
   __device__ void leave() const {  // others may copy from this block until then
     if (groups > 1) cluster_wait();
@@ -178,70 +181,89 @@ struct Cluster {
   }
   __device__ static void meet_block() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-  // The groups' sums of four columns of a token, added in order.
-  __device__ void add(uint32_t token, uint32_t column, float (&sum)[4]) const {
-#pragma unroll 1
-    for (uint32_t from = 0; from < groups; ++from) {
-      const float* at = (from == group ? own : others + from * share * L::kSumStride) + token * L::kSumStride + column;
-      const float4 part = *reinterpret_cast<const float4*>(at);
-      sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
+  // This block's sums become those of all groups, added in order.
+  __device__ void add_others() const {
+    constexpr uint32_t kFours = L::kRows / 4;
+    for (uint32_t i = threadIdx.x; i < share * kFours; i += L::kConsumers) {
+      const uint32_t at = i / kFours * L::kSumStride + i % kFours * 4;
+      float4 sum{};
+#pragma unroll 2
+      for (uint32_t from = 0; from < groups; ++from) {
+        const float* part = from == group ? own : others + from * share * L::kSumStride;
+        const float4 v = *reinterpret_cast<const float4*>(part + at);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+      *reinterpret_cast<float4*>(own + at) = sum;
     }
+  }
+  // Sums of four columns of a token.
+  __device__ const float4& sums(uint32_t token, uint32_t column) const {
+    return *reinterpret_cast<const float4*>(own + token * L::kSumStride + column);
   }
 };
 
-// What sums of a token are multiplied by.
+// What finished sums are multiplied by or added to, into shared memory, by `threads` beside those that copy and multiply.
 template <class L>
-__device__ float token_factor(const Product& p, const Work& work, uint32_t token) {
-  if constexpr (L::kEight) return work.squares[token];
-  else return sum_factor<typename L::W>(p, work.squares + token * kRuns, kRuns);
+__device__ void load_factors(const Product& p, const Work& work, uint32_t first_row, uint32_t first_token,
+                             uint32_t tokens, uint32_t thread, uint32_t threads, typename L::Rest& rest) {
+  for (uint32_t i = thread; i < L::kRows; i += threads) {
+    const uint32_t row = first_row + i;
+    const bool exists = row < p.branches * p.n;
+    rest.scales[i] = exists && p.row_scales ? p.row_scales[row] : 1;
+    rest.biases[i] = exists && p.bias ? p.bias[row] : kNothing;
+  }
+  if (!L::kEight && !p.norm) return;
+  wait(rest.made, 0);
+  for (uint32_t i = thread; i < tokens; i += threads) {
+    const uint32_t token = first_token + i;
+    if constexpr (L::kEight) rest.factors[i] = work.squares[token];
+    else rest.factors[i] = sum_factor<typename L::W>(p, work.squares + token * kRuns, kRuns);
+  }
 }
 
-// This block's share of the outputs of its rows. A thread has four columns, whose scales and biases it loads once, of one
-// token after the other, in code that is short: what runs once waits for its code, which every layer fetches anew.
-// Residuals of the next kAhead tokens are under way; they are f32, so load_four's other dtypes would be in the way.
+// This block's share of the outputs of its rows. A thread has four columns of one token after the other, in code that is
+// short and has few branches: what runs once waits for its code, which every layer fetches anew, and two warps of a
+// scheduler hide no more. Residuals of the next kAhead tokens are under way.
 template <class L>
-__device__ void store_tile(const Product& p, const Cluster<L>& cluster, const float* factors, uint32_t tile,
+__device__ void store_tile(const Product& p, const Cluster<L>& cluster, const typename L::Rest& rest, uint32_t tile,
                            uint32_t first_token, uint32_t tokens) {
   constexpr uint32_t kAhead = 4;
+  const bool pair = p.branches == 2, scaled = L::kEight || p.norm, wide = p.n % 4 == 0 && in_fours(p.residual);
   const uint32_t columns = L::kRows / p.branches, within = threadIdx.x * 4 % columns, column = tile * columns + within;
-  const uint32_t row = p.branches == 2 ? within + within / kTile * kTile : within;
+  const uint32_t row = pair ? within + within / kTile * kTile : within, step = L::kConsumers * 4 / columns;
   const uint32_t before = cluster.group * cluster.share;  // tokens of blocks ahead
-  const uint32_t step = L::kConsumers * 4 / columns;
   const uint32_t end = column < p.n && before < tokens ? min(cluster.share, tokens - before) : 0;
-  const bool wide = p.residual.stride % 16 == 0 && reinterpret_cast<size_t>(p.residual.data) % 16 == 0 && p.n % 4 == 0;
-  const Columns scaled(p, column);
-  float residual[kAhead][4] = {};
-  const auto load_residuals = [&](uint32_t token) {
-    if (!p.residual.data) return;
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      if (token + i * step >= end) break;
-      const float* from = row_of<const float>(p.residual, first_token + before + token + i * step) + column;
-      if (wide) {
-        const float4 four = *reinterpret_cast<const float4*>(from);
-        residual[i][0] = four.x, residual[i][1] = four.y, residual[i][2] = four.z, residual[i][3] = four.w;
-      } else {
-        for (uint32_t j = 0; j < 4; ++j) residual[i][j] = column + j < p.n ? from[j] : 0;
-      }
-    }
+  const auto residual_of = [&](uint32_t token) -> float4 {
+    if (!p.residual.data || token >= end) return {kNothing, kNothing, kNothing, kNothing};
+    const float* from = row_of<const float>(p.residual, first_token + before + token);
+    return wide ? *reinterpret_cast<const float4*>(from + column) : residuals_apart(from, column, p.n);
   };
   uint32_t token = threadIdx.x * 4 / columns;
-  load_residuals(token);
+  float4 ahead[kAhead];
+#pragma unroll
+  for (uint32_t i = 0; i < kAhead; ++i) ahead[i] = residual_of(token + i * step);
   cluster.exchange();
+  const auto rows_at = [&](uint32_t at) -> FourRows {
+    return {*reinterpret_cast<const float4*>(rest.scales + at), *reinterpret_cast<const float4*>(rest.biases + at)};
+  };
+  const FourRows rows = rows_at(row), others = rows_at(pair ? row + kTile : row);
 #pragma unroll 1
-  for (uint32_t i = 1; token < end; token += step, ++i) {
-    float sum[4] = {}, other[4] = {};
-    cluster.add(token, row, sum);
-    if (p.branches == 2) cluster.add(token, row + kTile, other);
-    const float factor = L::kEight || p.norm ? factors[before + token] : 1;
-#pragma unroll
+  for (; token < end; token += step) {
+    const float factor = scaled ? rest.factors[before + token] : 1;
+    const float4 x = cluster.sums(token, row), y = cluster.sums(token, pair ? row + kTile : row);
+    float sum[4] = {x.x, x.y, x.z, x.w}, other[4] = {y.x, y.y, y.z, y.w};
     for (uint32_t j = 0; j < 4; ++j) sum[j] *= factor, other[j] *= factor;
-    scaled.finish(p, sum, other, residual[0]);
-    store_outputs(p.out, first_token + before + token, column, p.n, sum);
+    rows.apply(p, sum);
+    activate(p.activation, sum);
+    if (pair) {
+      others.apply(p, other);
+      for (uint32_t j = 0; j < 4; ++j) sum[j] *= other[j];
+    }
+    sum[0] += ahead[0].x, sum[1] += ahead[0].y, sum[2] += ahead[0].z, sum[3] += ahead[0].w;
 #pragma unroll
-    for (uint32_t k = 1; k < kAhead; ++k)
-      for (uint32_t j = 0; j < 4; ++j) residual[k - 1][j] = residual[k][j];
-    if (i % kAhead == 0) load_residuals(token + step);
+    for (uint32_t i = 1; i < kAhead; ++i) ahead[i - 1] = ahead[i];
+    ahead[kAhead - 1] = residual_of(token + kAhead * step);
+    store_outputs(p.out, first_token + before + token, column, p.n, sum);
   }
 }
 #endif
@@ -273,16 +295,15 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
     else if (first < last) sum_blocks<L>(p, own, first, last, layout, sums);
     meet_some<L::kConsumers>();
     sums.finish();
-    store_tile<L>(p, cluster, rest.factors, tile, first_token, tokens);
+    store_tile<L>(p, cluster, rest, tile, first_token, tokens);
     cluster.leave();
   } else {
     leave_registers<L::kLeave>();
-    if (threadIdx.x == L::kConsumers)
+    constexpr uint32_t kCopies = L::kConsumers, kBeside = kCopies + 32;
+    if (threadIdx.x == kCopies)
       copy_all<L>(p, work, weights, operands, layout, tile * L::kRows, first_token, first, last);
-    __syncwarp();
-    if ((L::kEight || p.norm) && warp == L::kConsumers / 32)
-      for (uint32_t token = threadIdx.x % 32; token < tokens; token += 32)
-        rest.factors[token] = token_factor<L>(p, work, first_token + token);
+    else if (threadIdx.x >= kBeside)
+      load_factors<L>(p, work, tile * L::kRows, first_token, tokens, threadIdx.x - kBeside, L::kThreads - kBeside, rest);
     __syncwarp();
     cluster.stand_by();
   }
@@ -295,7 +316,7 @@ cudaError_t launch_tile(const Context& context, const Product& p) {
   const uint32_t shared = L::kBytes, groups = groups_of(p, L::kEight ? p.blocks() : kRuns);
   const uint32_t blocks = ceil_div(p.tiles(), L::kRows / kTile) * groups * ceil_div(p.tokens(), L::kTokens);
   std::byte* at = context.workspace.data;
-  // Blocks start in order, each on a multiprocessor of its own; clusters can leave some of these out. No later launch's
+  // Blocks start in order, each on a multiprocessor of its own; clusters leave some of these out. No later launch's
   // start before all of this one's have, so those that make operands wait for nothing but the launch before.
   const uint32_t together = std::max(context.device.processors / (groups > 1 ? 4 : 1) * (groups > 1 ? 3 : 1), 1);
   const Work work{reinterpret_cast<Counters*>(at), reinterpret_cast<float*>(at + kCounterBytes),

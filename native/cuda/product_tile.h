@@ -54,7 +54,8 @@ struct Layout {
 
   struct Rest {
     Barrier weights_full[kWeightStages], weights_empty[kWeightStages];
-    Barrier operands_full[kOperandStages], operands_empty[kOperandStages], arrived;
+    Barrier operands_full[kOperandStages], operands_empty[kOperandStages], made, arrived;
+    alignas(16) float scales[kRows], biases[kRows];
     float factors[kTokens];
     float squares[kConsumers / 32], largest[kConsumers / 32];  // by warp, of a row that a warpgroup rounds to e4m3
   };
@@ -75,6 +76,7 @@ struct Layout {
       init(rest().weights_full[i], 1), init(rest().weights_empty[i], kConsumers / 32);
     for (uint32_t i = 0; i < kOperandStages; ++i)
       init(rest().operands_full[i], 1), init(rest().operands_empty[i], kConsumers / 32);
+    init(rest().made, 1);
   }
 };
 
@@ -254,6 +256,7 @@ __device__ void copy_all(const Product& p, const Work& work, const CUtensorMap& 
   prefetch(operands);
   wait_for_inputs();
   await_operands(p, work);
+  arrive(rest.made);
   Turn<L::kOperandStages> turn;
   for (uint32_t chunk = 0; chunk < all * kRatio; ++chunk) {
     const bool behind = chunk >= L::kOperandStages;

@@ -1,6 +1,7 @@
-// Microseconds of a layer of a decode step, its launches in a graph as a step has them: `layer_bench [sequences...]`,
-// on shapes of real models, and the share of the read bandwidth that the bytes of weights and states come to.
+// Microseconds of a layer of a decode step, its launches in a graph as a step has them: `layer_bench [dtypes]
+// [sequences...]`, on shapes of real models, and the share of the read bandwidth that the bytes of weights and states come to.
 #include <cmath>
+#include <string>
 
 #include "bench.h"
 
@@ -210,10 +211,13 @@ void time_shape(const Shape& shape, Arena& arena) {
 int main(int count, char** arguments) {
   Arena arena(size_t(32) << 30);
   std::vector<uint32_t> sequences;
-  for (int i = 1; i < count; ++i) sequences.push_back(uint32_t(std::atoi(arguments[i])));
+  std::string only;
+  for (int i = 1; i < count; ++i)
+    std::isdigit(*arguments[i]) ? sequences.push_back(uint32_t(std::atoi(arguments[i]))) : void(only += arguments[i]);
   if (sequences.empty()) sequences = {1, 8};
   for (const DType dtype : {DType::bf16, DType::i8, DType::i4, DType::e4m3})
     for (const uint32_t tokens : sequences) {
+      if (!only.empty() && only.find(name(dtype)) == std::string::npos) continue;
       time_shape({"1B", 16, 2048, 8192, 32, 8, 64, dtype, tokens, 544}, arena);
       time_shape({"8B", 16, 4096, 14336, 32, 8, 128, dtype, tokens, 544}, arena);
     }
