@@ -15,7 +15,10 @@ import type { ExecutionPlan, Instruction } from '../plans/plan.ts'
 
 export * from '../compute/tolerances.ts'
 
-/** Unit roundoff: the largest relative error of rounding once to nearest. */
+/**
+ * What rounding to nearest counts for in bounds of sums: the largest relative error of doing so once, of bf16 half of it,
+ * with which the factors below were found.
+ */
 export const roundoff = {
   f32: 2 ** -24,
   f16: 2 ** -11,
@@ -24,6 +27,9 @@ export const roundoff = {
   i8: 1 / 254,
   e4m3: 2 ** -4,
 } as const
+
+/** The largest relative error of rounding once to nearest. */
+export const unitRoundoff = { ...roundoff, bf16: 2 ** -8 } as const
 
 export interface OpTolerance {
   /** Bound of an output is c * eps * sqrt(K) * scale; K is the length of its sums. */
@@ -186,14 +192,14 @@ const operandsOf = (
     return rounded ? [rounded] : []
   })
 
-/** Unit roundoff of the operands of an instruction's products, relative to the largest of a block; 0: they are float32. */
+/** Roundoff of the operands of an instruction's products, relative to the largest of a block; 0: they are float32. */
 export const operandRoundoff = (
   plan: Pick<ExecutionPlan, 'tensors'>,
   instruction: Instruction,
   table: KernelTable | undefined,
 ): number => Math.max(0, ...operandsOf(plan, instruction, table).map((dtype) => roundoff[dtype]))
 
-/** Unit roundoff of what an instruction's output is kept in, where only products that keep their inputs rounded read it. */
+/** Of what an instruction's output is kept in, where only products that keep their inputs rounded read it: it is rounded once. */
 function keptRoundoff(
   plan: Pick<ExecutionPlan, 'tensors' | 'instructions' | 'outputs'>,
   { outputs }: Instruction,
@@ -207,7 +213,8 @@ function keptRoundoff(
     return kernelOf(reader, table)?.keepsOperands && !others && reader.weights[norm] === undefined
   }
   const shown = Object.values(plan.outputs).some((register) => outputs.includes(register))
-  return shown || !readers.every(keeps) ? 0 : Math.max(0, ...readers.map((each) => operandRoundoff(plan, each, table)))
+  if (shown || !readers.every(keeps)) return 0
+  return Math.max(0, ...readers.flatMap((each) => operandsOf(plan, each, table)).map((dtype) => unitRoundoff[dtype]))
 }
 
 /** Relative to the rms of a row. */

@@ -45,7 +45,7 @@ export interface OpCase {
   readonly steps: readonly BatchInput[]
   /** Largest absolute error of an output, where no operand of a product is rounded. */
   readonly tolerance: number
-  /** Added to it, times the unit roundoff of what the backend's table says that operands of its products are rounded to. */
+  /** Added to it, times the roundoff of what the backend's table says that operands of its products are rounded to. */
   readonly perRoundoff?: number
   /** What an output owes where the reference's is no number; absent: what the opcode's rule in tolerances.ts says. */
   readonly nonFinite?: NonFinite | undefined
