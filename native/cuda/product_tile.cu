@@ -233,7 +233,7 @@ __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const ty
   const uint32_t row = pair ? within + within / kTile * kTile : within, step = L::kConsumers * 4 / columns;
   const uint32_t before = cluster.group * cluster.share;  // tokens of blocks ahead
   const uint32_t end = column < p.n && before < tokens ? min(cluster.share, tokens - before) : 0;
-  const auto residual_of = [&](uint32_t token) -> float4 {
+  const auto residuals_of = [&](uint32_t token) -> float4 {
     if (!p.residual.data || token >= end) return {kNothing, kNothing, kNothing, kNothing};
     const float* from = row_of<const float>(p.residual, first_token + before + token);
     return wide ? *reinterpret_cast<const float4*>(from + column) : residuals_apart(from, column, p.n);
@@ -241,7 +241,7 @@ __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const ty
   uint32_t token = threadIdx.x * 4 / columns;
   float4 ahead[kAhead];
 #pragma unroll
-  for (uint32_t i = 0; i < kAhead; ++i) ahead[i] = residual_of(token + i * step);
+  for (uint32_t i = 0; i < kAhead; ++i) ahead[i] = residuals_of(token + i * step);
   cluster.exchange();
   const auto rows_at = [&](uint32_t at) -> FourRows {
     return {*reinterpret_cast<const float4*>(rest.scales + at), *reinterpret_cast<const float4*>(rest.biases + at)};
@@ -262,7 +262,7 @@ __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const ty
     sum[0] += ahead[0].x, sum[1] += ahead[0].y, sum[2] += ahead[0].z, sum[3] += ahead[0].w;
 #pragma unroll
     for (uint32_t i = 1; i < kAhead; ++i) ahead[i - 1] = ahead[i];
-    ahead[kAhead - 1] = residual_of(token + kAhead * step);
+    ahead[kAhead - 1] = residuals_of(token + kAhead * step);
     store_outputs(p.out, first_token + before + token, column, p.n, sum);
   }
 }
