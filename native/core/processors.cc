@@ -114,8 +114,9 @@ unsigned Processors::threads() const {
 }
 
 const Processors& processors() {
-  static const Processors found{find_cores(), find_quota()};
-  return found;
+  // Never destroyed: threads of the pool read it until the process ends.
+  static const Processors* const found = new Processors{find_cores(), find_quota()};
+  return *found;
 }
 
 double parse_quota(const std::string& cpu_max) {

@@ -75,6 +75,17 @@ void holds_threads() {
 }
 #endif
 
+// A thread of the pool that wakes late lets go of its core while the process ends: made before what processors() finds,
+// this is destroyed after anything that an exit destroys of it.
+struct AtExit {
+  ~AtExit() {
+    size_t all = 0;
+    for (const Core& core : processors().cores) all += core.size();
+    CHECK(all == seen);
+  }
+  size_t seen = 0;
+} at_exit;
+
 }  // namespace
 
 int main() {
@@ -85,6 +96,7 @@ int main() {
   holds_threads();
 #endif
   const Processors& here = processors();
+  for (const Core& core : here.cores) at_exit.seen += core.size();
   std::printf("%zu cores, quota %.2f, %u threads; %s\n", here.cores.size(), here.quota, here.threads(),
               pinning(Pin::automatic, here.threads()).reason.c_str());
 }
