@@ -42,7 +42,7 @@ struct Product {
 __host__ __device__ inline uint32_t run_blocks(const Product& p) { return ceil_div(p.blocks(), kRuns); }
 
 // Groups of runs (or of other parts of K), which different blocks can sum: as few as leave each the fewest, where clusters
-// of so many blocks of 128 weight rows run all at once on an H200, whose multiprocessors they leave some of out.
+// of so many blocks, each of 128 weight rows, run all at once: kAtOnce of them on an H200 by its occupancy, or a few less.
 __host__ __device__ inline uint32_t groups_of(const Product& p, uint32_t parts = kRuns) {
   constexpr uint32_t kAtOnce[] = {0, 132, 66, 38, 30, 22, 16, 14, 14};
   const uint32_t rows = ceil_div(p.tiles(), 8);

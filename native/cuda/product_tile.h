@@ -54,7 +54,8 @@ struct Layout {
 
   struct Rest {
     Barrier weights_full[kWeightStages], weights_empty[kWeightStages];
-    Barrier operands_full[kOperandStages], operands_empty[kOperandStages], made, arrived;
+    Barrier operands_full[kOperandStages], operands_empty[kOperandStages];
+    Barrier made, arrived;  // all operands, and what other blocks of the cluster summed
     alignas(16) float scales[kRows], biases[kRows];
     float factors[kTokens];
     float squares[kConsumers / 32], largest[kConsumers / 32];  // by warp, of a row that a warpgroup rounds to e4m3
