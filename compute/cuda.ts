@@ -7,8 +7,8 @@ const float = ['f32', 'f16', 'bf16'] as const
 const embedded = [...float, 'i8'] as const
 const matrix = [...embedded, 'i4', 'e4m3'] as const
 const deterministicOperands = { f16: 'f16', bf16: 'bf16', i8: 'bf16', i4: 'bf16', e4m3: 'bf16' } as const
-/** In the default mode, more than a few rows meet e4m3 weights as e4m3. */
-const operands = { ...deterministicOperands, e4m3: 'e4m3' } as const
+/** In the default mode, more than a few rows meet e4m3 weights as e4m3, and on Hopper int8 weights as int8. */
+const operands = { ...deterministicOperands, i8: 'i8', e4m3: 'e4m3' } as const
 const products = { version: 1, operands, deterministicOperands, keepsOperands: true } as const
 
 export const cudaTable = {

@@ -21,7 +21,7 @@ export interface Kernel {
   readonly operands?: Readonly<Partial<Record<DType, OperandDType>>>
   /** The same in deterministic mode, where that is finer. */
   readonly deterministicOperands?: Kernel['operands']
-  /** Whether a register that nothing but such inputs reads is kept rounded to that, by whoever writes it. */
+  /** Whether a register that nothing but such inputs reads is kept rounded to what they are in the deterministic mode. */
   readonly keepsOperands?: true
   /** dtypes of paged or fixed state it reads and writes. */
   readonly states?: readonly DType[]

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { bf16ToNumber, e4m3ToNumber, f16ToNumber, numberToBf16, numberToE4m3, numberToF16 } from '../abi/dtypes.ts'
 import { cpuTable } from '../compute/cpu.ts'
 import { cudaTable } from '../compute/cuda.ts'
-import type { KernelTable } from '../compute/table.ts'
+import { type KernelTable, tableInMode } from '../compute/table.ts'
 import { decoderPlan } from '../plans/example.test-plan.ts'
 import { aloneTolerance, operandRoundoff, roundoff, unitRoundoff } from './tolerances.ts'
 
@@ -33,7 +33,8 @@ describe('an instruction alone', () => {
     const of = (table: KernelTable | undefined) => dtypes.map((dtype) => allowed(dtype, 'linear', table).operand)
     const { f16, bf16, i8 } = roundoff
     expect(of(cpuTable)).toEqual([0, 0, bf16, i8, i8])
-    expect(of(cudaTable)).toEqual([0, f16, bf16, bf16, bf16])
+    expect(of(cudaTable)).toEqual([0, f16, bf16, i8, bf16])
+    expect(of(tableInMode(cudaTable, true))).toEqual([0, f16, bf16, bf16, bf16])
     expect(of(undefined)).toEqual([0, 0, 0, 0, 0])
   })
 

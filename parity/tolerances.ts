@@ -2,8 +2,8 @@
  * Every tolerance of the parity checks, each with its reason. The reference computes in float64 on the stored weights,
  * so it differs from a golden file only by what the golden file's author rounded; others compute in float32 and round
  * further where they say so. A backend's table says to what its products round their inputs, by dtype of the weights
- * (`operands`): on the CPU bf16 for bf16 and int8 per block of 256 for q8 and q4, on CUDA f16 for f16, e4m3 for fp8 (at most) and bf16
- * for the rest.
+ * (`operands`): on the CPU bf16 for bf16 and int8 per block of 256 for q8 and q4, on CUDA f16 for f16, at most e4m3 for
+ * fp8 and int8 for q8, and bf16 for the rest.
  * Bounds of products follow from that alone, whatever the dtype. Keys and values are kept in the checkpoint's dtype or, on
  * request, as int8 by head and position. Over bf16 and int8 ones, attention rounds its queries and weights to bf16 as well;
  * on CUDA over f16 ones to f16.
@@ -183,14 +183,17 @@ const operandsOf = (
   { tensors }: Pick<ExecutionPlan, 'tensors'>,
   instruction: Instruction,
   table: KernelTable | undefined,
-): readonly OperandDType[] =>
-  instruction.weights.flatMap((index) => {
+  of = ({ operands }: Kernel) => operands,
+): readonly OperandDType[] => {
+  const kernel = kernelOf(instruction, table)
+  const names = Object.keys(opDef(instruction.op).weights)
+  return instruction.weights.flatMap((index, i) => {
     // scales and gains stand beside the matrix and say nothing
-    const tensor = index === undefined ? undefined : tensors[index]
-    const { operands } = kernelOf(instruction, table) ?? {}
-    const rounded = tensor && tensor.layout !== 'row' ? operands?.[tensor.dtype] : undefined
+    const tensor = index === undefined || names[i]!.endsWith('scales') ? undefined : tensors[index]
+    const rounded = kernel && tensor && tensor.layout !== 'row' ? of(kernel)?.[tensor.dtype] : undefined
     return rounded ? [rounded] : []
   })
+}
 
 /** Roundoff of the operands of an instruction's products, relative to the largest of a block; 0: they are float32. */
 export const operandRoundoff = (
@@ -199,7 +202,10 @@ export const operandRoundoff = (
   table: KernelTable | undefined,
 ): number => Math.max(0, ...operandsOf(plan, instruction, table).map((dtype) => roundoff[dtype]))
 
-/** Of what an instruction's output is kept in, where only products that keep their inputs rounded read it: it is rounded once. */
+/**
+ * Of what an instruction's output is kept in, where only products that keep their inputs rounded read it: it is rounded once,
+ * to what the deterministic mode multiplies, whatever the mode.
+ */
 function keptRoundoff(
   plan: Pick<ExecutionPlan, 'tensors' | 'instructions' | 'outputs'>,
   { outputs }: Instruction,
@@ -214,7 +220,11 @@ function keptRoundoff(
   }
   const shown = Object.values(plan.outputs).some((register) => outputs.includes(register))
   if (shown || !readers.every(keeps)) return 0
-  return Math.max(0, ...readers.flatMap((each) => operandsOf(plan, each, table)).map((dtype) => unitRoundoff[dtype]))
+  const kept = ({ operands, deterministicOperands }: Kernel) => deterministicOperands ?? operands
+  return Math.max(
+    0,
+    ...readers.flatMap((each) => operandsOf(plan, each, table, kept)).map((dtype) => unitRoundoff[dtype]),
+  )
 }
 
 /** Relative to the rms of a row. */

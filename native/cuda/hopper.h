@@ -30,22 +30,32 @@ __device__ void settle(float (&v)[kCount]) {  // nothing is read before what sta
 #pragma unroll
   for (uint32_t i = 0; i < kCount; ++i) asm volatile("" : "+f"(v[i])::"memory");
 }
+template <uint32_t kCount>
+__device__ void settle(int32_t (&v)[kCount]) {
+#pragma unroll
+  for (uint32_t i = 0; i < kCount; ++i) asm volatile("" : "+r"(v[i])::"memory");
+}
 
-#define INGOT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define INGOT_D8(i) INGOT_D4(i), INGOT_D4(i + 4)
-#define INGOT_D16(i) INGOT_D8(i), INGOT_D8(i + 8)
-#define INGOT_D32(i) INGOT_D16(i), INGOT_D16(i + 16)
-#define INGOT_D64(i) INGOT_D32(i), INGOT_D32(i + 32)
+#define INGOT_D4(t, i) t(d[i]), t(d[i + 1]), t(d[i + 2]), t(d[i + 3])
+#define INGOT_D8(t, i) INGOT_D4(t, i), INGOT_D4(t, i + 4)
+#define INGOT_D16(t, i) INGOT_D8(t, i), INGOT_D8(t, i + 8)
+#define INGOT_D32(t, i) INGOT_D16(t, i), INGOT_D16(t, i + 16)
+#define INGOT_D64(t, i) INGOT_D32(t, i), INGOT_D32(t, i + 32)
 #define INGOT_WGMMA_TYPE(type, n, r, list, a0, a1, a2, a3, b, p)                                        \
   asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
                "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" list "}, "          \
                "{" a0 "," a1 "," a2 "," a3 "}, " b ", p, 1, 1, 0;}"                                       \
-               : INGOT_D##r(0)                                                                          \
+               : INGOT_D##r("+f", 0)                                                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at), "r"(add))
 #define INGOT_WGMMA_E4M3(n, r, list, a, b, p, ...)                                                      \
   asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
                "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1;}" \
-               : INGOT_D##r(0)                                                                          \
+               : INGOT_D##r("+f", 0)                                                                    \
+               : "l"(weights), "l"(at), "r"(add))
+#define INGOT_WGMMA_I8(n, r, list, a, b, p, ...)                                                        \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k32.s32.s8.s8 {" list "}, " a ", " b ", p;}"      \
+               : INGOT_D##r("+r", 0)                                                                    \
                : "l"(weights), "l"(at), "r"(add))
 #define INGOT_WGMMA(n, r, list, ...)                                                                    \
   template <bool kHalf>                                                                                 \
@@ -55,12 +65,15 @@ __device__ void settle(float (&v)[kCount]) {  // nothing is read before what sta
   }                                                                                                     \
   __device__ inline void wgmma_e4m3(float (&d)[r], uint64_t weights, uint64_t at, int32_t add) {        \
     INGOT_WGMMA_E4M3(n, r, list, __VA_ARGS__);                                                          \
+  }                                                                                                     \
+  __device__ inline void wgmma_i8(int32_t (&d)[r], uint64_t weights, uint64_t at, int32_t add) {        \
+    INGOT_WGMMA_I8(n, r, list, __VA_ARGS__);                                                            \
   }
 #define INGOT_8(x) "%" #x "0,%" #x "1,%" #x "2,%" #x "3,%" #x "4,%" #x "5,%" #x "6,%" #x "7"
 #define INGOT_10(x) INGOT_8(x) ",%" #x "8,%" #x "9"
 
 // d (= or, to add, +=) a . b^T of 64 weight rows over the warps of a group, 2 r tokens and 16 k, a as that of mma.h; or 32
-// k of e4m3, weights in shared memory too.
+// k of e4m3 or int8, weights in shared memory too.
 INGOT_WGMMA(16, 8, INGOT_8(), "%8", "%9", "%10", "%11", "%12", "%13")
 INGOT_WGMMA(32, 16, INGOT_10() ",%10,%11,%12,%13,%14,%15", "%16", "%17", "%18", "%19", "%20", "%21")
 INGOT_WGMMA(64, 32, INGOT_10() "," INGOT_10(1) "," INGOT_10(2) ",%30,%31", "%32", "%33", "%34", "%35", "%36", "%37")
@@ -100,7 +113,14 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, uint32_t x, ui
                "l"(&map), "r"(x), "r"(y), "r"(shared_address(&b))
                : "memory");
 }
-// The same of a tensor of three dimensions, x innermost, in elements.
+// Copies bytes, a multiple of 16.
+__device__ inline void copy_bytes(void* to, const void* from, uint32_t bytes, Barrier& b) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(&b))
+               : "memory");
+}
+// The same as copy_box of a tensor of three dimensions, x innermost, in elements.
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, uint32_t x, uint32_t y, uint32_t z, Barrier& b) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),

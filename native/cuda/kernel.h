@@ -34,9 +34,9 @@ struct Workspace {
 };
 
 // Which of the kernels that can serve a launch it takes. In the deterministic mode, all of them give the same bits.
-// tile_e4m3 is tile with rows of x rounded to e4m3, blas_2 to blas_4 are the algorithms that cuBLASLt would take next.
-enum class Choice : uint8_t { rules, stream, tile, tile_e4m3, blas, blas_2, blas_3, blas_4, lean, wide, many };
-inline constexpr const char* kChoiceNames[] = {"rules",  "stream", "tile", "tile_e4m3", "blas", "blas_2",
+// tile_rounded is tile with rows of x rounded to what the weights are, blas_2 to blas_4 are the algorithms that cuBLASLt would take next.
+enum class Choice : uint8_t { rules, stream, tile, tile_rounded, blas, blas_2, blas_3, blas_4, lean, wide, many };
+inline constexpr const char* kChoiceNames[] = {"rules",  "stream", "tile", "tile_rounded", "blas", "blas_2",
                                                "blas_3", "blas_4", "lean", "wide",      "many"};
 
 // Those that can, as bits by Choice, and the one that the opcode's rules take. None: there is nothing to choose.

@@ -12,10 +12,10 @@ constexpr uint32_t kTiled = 128;      // up to these, one launch of the tile ker
 constexpr uint32_t kMostPasses = 4;   // over the weights: more of them are never fastest
 
 // Of our own kernels for more than a few rows: the tile kernel, whose bits are those of the stream, or in the default mode
-// that of e4m3.
+// that of e4m3 or int8.
 Choice own_of(const Device& device, const Product& p, bool deterministic) {
   if (!tile_can(device, p)) return Choice::stream;
-  return !deterministic && tile_e4m3_can(device, p) ? Choice::tile_e4m3 : Choice::tile;
+  return !deterministic && tile_rounded_can(device, p) ? Choice::tile_rounded : Choice::tile;
 }
 
 // The stream where one pass over the weights is enough; many rows by cuBLASLt in the default mode.
@@ -30,7 +30,7 @@ cudaError_t run(const Context& context, const Product& p, Choice choice) {
   switch (choice) {
     case Choice::stream: return product_stream(context, p);
     case Choice::tile: return product_tile(context, p);
-    case Choice::tile_e4m3: return product_tile_e4m3(context, p);
+    case Choice::tile_rounded: return product_tile_rounded(context, p);
     case Choice::blas:
     case Choice::blas_2:
     case Choice::blas_3:
@@ -59,7 +59,7 @@ Choices product_choices(const Device& device, const Product& p, bool determinist
   choices.add(choices.rule);
   if (stream_passes(device, p) <= kMostPasses) choices.add(Choice::stream);
   if (tile_can(device, p)) choices.add(Choice::tile);
-  if (!deterministic && tile_e4m3_can(device, p)) choices.add(Choice::tile_e4m3);
+  if (!deterministic && tile_rounded_can(device, p)) choices.add(Choice::tile_rounded);
   if (!deterministic && blas_can(p))
     for (const Choice blas : {Choice::blas, Choice::blas_2, Choice::blas_3, Choice::blas_4}) choices.add(blas);
   return choices;
@@ -67,11 +67,11 @@ Choices product_choices(const Device& device, const Product& p, bool determinist
 
 size_t product_choice_workspace(const Product& p, Choice choice) {
   if (choice == Choice::tile) return tile_workspace(p);
-  if (choice == Choice::tile_e4m3) return tile_e4m3_workspace(p);
+  if (choice == Choice::tile_rounded) return tile_rounded_workspace(p);
   return choice >= Choice::blas && choice <= Choice::blas_4 ? blas_workspace(p) : 0;
 }
 
-// Both modes may ask for up to p's rows; the tile kernel's workspace has room for that of e4m3.
+// Both modes may ask for up to p's rows; that of two rounded ones is less than what the tile kernel takes for two.
 size_t product_workspace(const Device& device, const Product& p) {
   if (p.dtype == DType::f32) return 0;
   return std::max(product_choice_workspace(p, rule_of(device, p, true)),

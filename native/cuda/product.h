@@ -1,7 +1,7 @@
 // The product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
 // The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the
-// kernel (but for cuBLASLt and operands of e4m3, of the default mode): K is cut into blocks of 256 and those, evenly, into
+// kernel (but for cuBLASLt and operands of e4m3 or int8, of the default mode): K is cut into blocks of 256 and those, evenly, into
 // at most 8 runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order,
 // and so are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times
 // the block's scale; those of e4m3, whose rows have one scale, are summed as floats are.
@@ -57,7 +57,7 @@ __host__ __device__ inline uint32_t group_runs(const Product& p) { return ceil_d
 cudaError_t product(const Context& context, const Product& p);
 size_t product_workspace(const Device& device, const Product& p);
 size_t product_shared(const Product& p);  // as SharedBytes
-Choices product_choices(const Device& device, const Product& p, bool deterministic);  // stream, tile, tile_e4m3, blas
+Choices product_choices(const Device& device, const Product& p, bool deterministic);  // stream, tile, tile_rounded, blas
 size_t product_choice_workspace(const Product& p, Choice choice);
 
 #ifdef __CUDACC__

@@ -16,9 +16,9 @@ size_t stream_shared(const Product& p);                                // bytes 
 bool tile_can(const Device& device, const Product& p);
 size_t tile_workspace(const Product& p);
 cudaError_t product_tile(const Context& context, const Product& p);    // any number on Hopper; the bits of the stream
-bool tile_e4m3_can(const Device& device, const Product& p);
-size_t tile_e4m3_workspace(const Product& p);
-cudaError_t product_tile_e4m3(const Context& context, const Product& p);  // the same of e4m3 weights and operands
+bool tile_rounded_can(const Device& device, const Product& p);
+size_t tile_rounded_workspace(const Product& p);
+cudaError_t product_tile_rounded(const Context& context, const Product& p);  // of e4m3 or int8, both operands
 bool blas_can(const Product& p);
 size_t blas_workspace(const Product& p);
 cudaError_t product_blas(const Context& context, const Product& p);    // many tokens; bits depend on how many

@@ -2,10 +2,11 @@
 // 16 in the registers of each warp, with up to 128 tokens at once. One thread copies boxes of weights into shared memory,
 // from the start of the launch on, and of operands, which the blocks make together first, each some rows of x, in the
 // workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all. With operands of
-// e4m3 (product_tile_e4m3.h) weights go to the matrix instructions as they lie, in sums of other bits.
+// e4m3 or int8 (product_tile_e4m3.h, product_tile_i8.h) weights go to the matrix instructions as they lie, in sums of other bits.
 #include <algorithm>
 
 #include "product_tile_e4m3.h"
+#include "product_tile_i8.h"
 
 namespace ingot::cuda {
 namespace {
@@ -16,6 +17,7 @@ uint32_t tokens_at_once(const Product& p) {
   while (tokens < 128 && tokens < p.tokens()) tokens *= 2;
   return tokens;
 }
+size_t scales_bytes(const Product& p) { return size_t{p.blocks()} * round_up(p.tokens(), 128) * 4; }
 size_t operand_row_bytes(const Product& p, uint32_t size) { return size_t{round_up(p.k, kQuantBlock)} * size; }
 
 #ifdef INGOT_HOPPER
@@ -75,7 +77,7 @@ struct Sums {
     }
   }
   __device__ void finish() {
-    if (!W::kQuantised || per == 1 || !any) place.store(kept);
+    if (!L::kApart || per == 1 || !any) place.store(kept);
   }
 };
 
@@ -212,11 +214,11 @@ __device__ void load_factors(const Product& p, const Work& work, uint32_t first_
     rest.scales[i] = exists && p.row_scales ? p.row_scales[row] : 1;
     rest.biases[i] = exists && p.bias ? p.bias[row] : kNothing;
   }
-  if (!L::kEight && !p.norm) return;
+  if (!L::kE4m3 && !p.norm) return;
   wait(rest.made, 0);
   for (uint32_t i = thread; i < tokens; i += threads) {
     const uint32_t token = first_token + i;
-    if constexpr (L::kEight) rest.factors[i] = work.squares[token];
+    if constexpr (L::kE4m3) rest.factors[i] = work.squares[token];
     else rest.factors[i] = sum_factor<typename L::W>(p, work.squares + token * kRuns, kRuns);
   }
 }
@@ -228,7 +230,7 @@ template <class L>
 __device__ void store_tile(const Product& p, const Cluster<L>& cluster, const typename L::Rest& rest, uint32_t tile,
                            uint32_t first_token, uint32_t tokens) {
   constexpr uint32_t kAhead = 4;
-  const bool pair = p.branches == 2, scaled = L::kEight || p.norm, wide = p.n % 4 == 0 && in_fours(p.residual);
+  const bool pair = p.branches == 2, scaled = L::kE4m3 || p.norm, wide = p.n % 4 == 0 && in_fours(p.residual);
   const uint32_t columns = L::kRows / p.branches, within = threadIdx.x * 4 % columns, column = tile * columns + within;
   const uint32_t row = pair ? within + within / kTile * kTile : within, step = L::kConsumers * 4 / columns;
   const uint32_t before = cluster.group * cluster.share;  // tokens of blocks ahead
@@ -291,7 +293,8 @@ __global__ __launch_bounds__(L::kThreads, 1) void tile(
     const uint32_t own = tile * (L::kRows / kTile) + warp;
     make_operands<L>(p, work, layout);
     Sums<L> sums(p, layout.sums());
-    if constexpr (L::kEight) sum_e4m3<L>(first, last, layout, sums.block, sums.kept);
+    if constexpr (L::kInt8) sum_i8<L>(p, own * kTile, first, last, layout, sums.kept);
+    else if constexpr (L::kE4m3) sum_e4m3<L>(first, last, layout, sums.block, sums.kept);
     else if (first < last) sum_blocks<L>(p, own, first, last, layout, sums);
     meet_some<L::kConsumers>();
     sums.finish();
@@ -315,13 +318,18 @@ cudaError_t launch_tile(const Context& context, const Product& p) {
   const auto kernel = tile<L>;
   const uint32_t shared = L::kBytes, groups = groups_of(p, L::kEight ? p.blocks() : kRuns);
   const uint32_t blocks = ceil_div(p.tiles(), L::kRows / kTile) * groups * ceil_div(p.tokens(), L::kTokens);
-  std::byte* at = context.workspace.data;
+  std::byte* const at = context.workspace.data + kCounterBytes;
+  std::byte* const behind = at + squares_bytes(p);
   // Blocks start in order, each on a multiprocessor of its own; clusters leave some of these out. No later launch's
   // start before all of this one's have, so those that make operands wait for nothing but the launch before.
   const uint32_t together = std::max(context.device.processors / (groups > 1 ? 4 : 1) * (groups > 1 ? 3 : 1), 1);
-  const Work work{reinterpret_cast<Counters*>(at), reinterpret_cast<float*>(at + kCounterBytes),
-                  reinterpret_cast<uint16_t*>(at + kCounterBytes + squares_bytes(p)),
-                  ceil_div(p.tokens(), std::min(blocks, together)), groups};
+  const Work work{reinterpret_cast<Counters*>(context.workspace.data),
+                  reinterpret_cast<float*>(at),
+                  reinterpret_cast<float*>(behind),
+                  reinterpret_cast<uint16_t*>(behind + (L::kInt8 ? scales_bytes(p) : 0)),
+                  round_up(p.tokens(), L::kTokens),
+                  ceil_div(p.tokens(), std::min(blocks, together)),
+                  groups};
   CUtensorMap weights, operands;
   cudaError_t error = map_rows(weights, p.weight, Held<typename L::W>::row_bytes(p), p.tiles() * kTile, L::kRows);
   if (!error) error = map_rows(operands, work.operands, operand_row_bytes(p, L::kSize), p.tokens(), L::kTokens);
@@ -346,17 +354,21 @@ bool tile_can(const Device& device, const Product& p) {
   return p.dtype != DType::f32 && device.major == 9 && device.shared_bytes >= 227 * 1024;
 }
 
-bool tile_e4m3_can(const Device& device, const Product& p) { return p.dtype == DType::e4m3 && tile_can(device, p); }
+bool tile_rounded_can(const Device& device, const Product& p) {
+  return (p.dtype == DType::e4m3 || p.dtype == DType::i8) && tile_can(device, p);
+}
 
 // Of any number of tokens up to p's.
 size_t tile_workspace(const Product& p) {
   return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p, 2);
 }
-size_t tile_e4m3_workspace(const Product& p) {
-  return kCounterBytes + squares_bytes(p) + p.tokens() * operand_row_bytes(p, 1);
+size_t tile_rounded_workspace(const Product& p) {
+  return kCounterBytes + squares_bytes(p) + scales_bytes(p) + p.tokens() * operand_row_bytes(p, 1);
 }
 
-cudaError_t product_tile_e4m3(const Context& context, const Product& p) { return tile_of<E4m3Both>(context, p); }
+cudaError_t product_tile_rounded(const Context& context, const Product& p) {
+  return p.dtype == DType::i8 ? tile_of<Int8Both>(context, p) : tile_of<E4m3Both>(context, p);
+}
 
 cudaError_t product_tile(const Context& context, const Product& p) {
   switch (p.dtype) {

@@ -11,10 +11,9 @@ namespace ingot::cuda {
 
 constexpr uint32_t kStepK = 64;  // k that a warpgroup multiplies at a time, a box of 16-bit operands
 
-// Weights that meet rows of x rounded to e4m3 too (product_tile_e4m3.h).
+// Weights that meet rows of x rounded to e4m3 or int8 too (product_tile_e4m3.h, product_tile_i8.h).
 struct E4m3Both : E4m3Weights {};
-template <class W>
-constexpr uint32_t kOperandSize = std::is_same_v<W, E4m3Both> ? 1 : 2;
+struct Int8Both : Int8Weights {};
 
 // Rows of x whose operands are there; blocks that have seen all of them.
 struct Counters { uint32_t made, seen; };
@@ -22,7 +21,9 @@ struct Counters { uint32_t made, seen; };
 struct Work {
   Counters* counters;
   float* squares;      // (tokens, kRuns), whose sums make the norms' factors; of e4m3 operands, (tokens): their factors
-  uint16_t* operands;  // (tokens, k), by operand_place; of e4m3, bytes by e4m3_place
+  float* scales;       // (blocks, scale_stride): those of int8 operands, by token
+  uint16_t* operands;  // (tokens, k), by operand_place; of e4m3, bytes by e4m3_place; of int8, bytes in order
+  uint32_t scale_stride;
   uint32_t made_rows;  // of x that a block makes operands of, of the first ones: few enough that they run at once
   uint32_t groups;     // that sum parts of K
 };
@@ -32,8 +33,9 @@ struct Work {
 template <class Weights, uint32_t kTokensOf>
 struct Layout {
   using W = Weights;
-  static constexpr uint32_t kTokens = kTokensOf, kRows = 128, kSize = kOperandSize<W>;
-  static constexpr bool kEight = kSize == 1;
+  static constexpr bool kE4m3 = std::is_same_v<W, E4m3Both>, kInt8 = std::is_same_v<W, Int8Both>;  // both operands
+  static constexpr bool kEight = kE4m3 || kInt8, kApart = W::kQuantised && !kInt8;  // kApart: sums of runs
+  static constexpr uint32_t kTokens = kTokensOf, kRows = 128, kSize = kEight ? 1 : 2;  // kSize: of an operand
   // Warpgroups that multiply, 64 rows each, and one that leaves them its registers, of which one thread copies.
   static constexpr uint32_t kConsumers = kRows * 2, kThreads = kConsumers + 128;
   static constexpr uint32_t kWeightK = 8 * W::kElements;                  // of a stage
@@ -41,16 +43,16 @@ struct Layout {
   static constexpr uint32_t kSumStride = kRows + 4;  // floats from a token's sums to the next one's
   static constexpr uint32_t kWeightBytes = kRows * kBoxBytes, kOperandBytes = kTokens * kOperandK * kSize;
   static constexpr uint32_t kSumBytes = (kTokens + 8) * kSumStride * 4;  // room for shares of equal size
-  static constexpr uint32_t kKeptBytes = W::kQuantised ? kSumBytes : 0;
+  static constexpr uint32_t kKeptBytes = kApart ? kSumBytes : 0;
   static constexpr uint32_t kLeave = 40, kTake = 232;  // registers of a thread
-  static constexpr uint32_t kRest = 2048, kAll = 227 * 1024 - kRest;  // barriers and factors, and all before
+  static constexpr uint32_t kRest = kInt8 ? 5632 : 2048, kAll = 227 * 1024 - kRest;  // barriers and factors, and all before
   static constexpr uint32_t kWanted = (kTokens == 128 ? 98304 : 65536) / kOperandBytes;
   static constexpr uint32_t kOperandStages = kWanted < 3 ? 3 : kWanted < 8 ? kWanted : 8;
   static constexpr uint32_t kFit = (kAll - kKeptBytes - kOperandStages * kOperandBytes) / kWeightBytes;
   static constexpr uint32_t kWeightStages = kFit < 16 ? kFit : 16;
   static constexpr uint32_t kRingBytes = kWeightStages * kWeightBytes + kOperandStages * kOperandBytes;
   static constexpr uint32_t kBytes = kRingBytes + kKeptBytes + kRest;
-  static_assert(kWeightStages >= 3 && kRingBytes >= (W::kQuantised ? 1 : 2) * kSumBytes && kOperandBytes % 1024 == 0);
+  static_assert(kWeightStages >= 3 && kRingBytes >= (kApart ? 1 : 2) * kSumBytes && kOperandBytes % 1024 == 0);
 
   struct Rest {
     Barrier weights_full[kWeightStages], weights_empty[kWeightStages];
@@ -58,6 +60,7 @@ struct Layout {
     Barrier made, arrived;  // all operands, and what other blocks of the cluster summed
     alignas(16) float scales[kRows], biases[kRows];
     float factors[kTokens];
+    alignas(16) float x_scales[kInt8 ? kOperandStages : 1][kInt8 ? kTokens : 4];  // of a block of K, beside its last operands
     float squares[kConsumers / 32], largest[kConsumers / 32];  // by warp, of a row that a warpgroup rounds to e4m3
   };
   static_assert(sizeof(Rest) <= kRest);
@@ -68,7 +71,7 @@ struct Layout {
     return base + kWeightStages * kWeightBytes + stage * kOperandBytes;
   }
   // Both by token; `parts` are those that come from other blocks.
-  __device__ float* sums() const { return reinterpret_cast<float*>(base + (W::kQuantised ? kRingBytes : kSumBytes)); }
+  __device__ float* sums() const { return reinterpret_cast<float*>(base + (kApart ? kRingBytes : kSumBytes)); }
   __device__ float* parts() const { return reinterpret_cast<float*>(base); }
   __device__ Rest& rest() const { return *reinterpret_cast<Rest*>(base + kRingBytes + kKeptBytes); }
 
@@ -188,6 +191,8 @@ __device__ void make_rows(const Product& p, uint32_t first, uint32_t last, uint3
 
 template <class L>
 __device__ void make_rows_e4m3(const Product& p, const Work& work, uint32_t first, uint32_t last, const L& layout);
+template <class L>
+__device__ void make_rows_i8(const Product& p, const Work& work, uint32_t first, uint32_t last);
 
 // Makes this block's share of the operands of x, by the threads that multiply. A block that waits for others' does so
 // for those of blocks that all run at once.
@@ -205,7 +210,9 @@ __device__ void make_operands(const Product& p, const Work& work, const L& layou
   wait_for_inputs();
   if (first == last) return;
   const auto meet = [] { meet_some<L::kConsumers>(); };
-  if constexpr (L::kEight) {
+  if constexpr (L::kInt8) {
+    make_rows_i8<L>(p, work, first, last);
+  } else if constexpr (L::kEight) {
     make_rows_e4m3<L>(p, work, first, last, layout);
   } else if (copies<W>(p)) {
     reorder_rows<W, L::kConsumers>(p, first, last, operands);
@@ -262,7 +269,11 @@ __device__ void copy_all(const Product& p, const Work& work, const CUtensorMap& 
   for (uint32_t chunk = 0; chunk < all * kRatio; ++chunk) {
     const bool behind = chunk >= L::kOperandStages;
     if (behind) wait(rest.operands_empty[turn.stage], turn.parity ^ 1);
-    expect(rest.operands_full[turn.stage], L::kOperandBytes);
+    const bool scales = L::kInt8 && chunk % 2;  // of the block of K that ends here
+    expect(rest.operands_full[turn.stage], L::kOperandBytes + (scales ? L::kTokens * 4 : 0));
+    if (scales)
+      copy_bytes(rest.x_scales[turn.stage], work.scales + (first + chunk / 2) * work.scale_stride + token, L::kTokens * 4,
+                 rest.operands_full[turn.stage]);
 #pragma unroll
     for (uint32_t box = 0; box < L::kOperandK / L::kBoxK; ++box)
       copy_box(layout.operands(turn.stage) + box * L::kTokens * kBoxBytes, operands,

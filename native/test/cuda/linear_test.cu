@@ -16,8 +16,10 @@ namespace ingot::cuda {
 cudaError_t linear(const Context&, const Call&);
 size_t linear_workspace(const Device&, const Call&);
 size_t linear_choice_workspace(const Call&, Choice);
+Choices linear_choices(const Device&, const Shape&, const Call&);
 cudaError_t logits(const Context&, const Call&);
 size_t logits_workspace(const Device&, const Call&);
+Choices logits_choices(const Device&, const Shape&, const Call&);
 }  // namespace ingot::cuda
 
 namespace ingot::cuda::test {
@@ -212,6 +214,11 @@ struct Instruction {
     return std::max(linear_workspace(device, call), linear_choice_workspace(call, choice()));
   }
 
+  Choice rule(const Device& device, bool deterministic) const {
+    const Shape shape{1024, true, deterministic};
+    return (c.logits ? logits_choices : linear_choices)(device, shape, call).rule;
+  }
+
   std::vector<float> run(const Device& device, uint32_t tokens, bool deterministic) {
     uint32_t launches = 0;
     take_rows(tokens);
@@ -235,22 +242,26 @@ struct Instruction {
     return values;
   }
 
-  // What output (t, i) is, with activations rounded as the kernel rounds them: `eight`, to e4m3, as the default mode has
-  // more than a few rows.
+  // What output (t, i) is, with activations rounded as the kernel rounds them: `eight`, to e4m3 or int8, as the default mode
+  // has more than a few rows.
   double expected(uint32_t t, uint32_t i, bool eight) const {
     const DType operand = c.dtype == DType::f32 || c.dtype == DType::f16 ? c.dtype : DType::bf16;
     double squares = 0;
     for (uint32_t j = 0; j < c.k; ++j) squares += double(x[size_t{t} * c.k + j]) * x[size_t{t} * c.k + j];
     const double factor = c.norm ? 1 / std::sqrt(squares / c.k + 1e-5) : 1;
-    float most = 0;
+    std::vector<float> most(blocks);  // by block of int8, of e4m3 all in the first
+    const uint32_t span = c.dtype == DType::i8 ? 256 : c.k;
     if (eight)
-      for (uint32_t j = 0; j < c.k; ++j) most = std::max(most, std::fabs(x[size_t{t} * c.k + j] * (c.norm ? 0.5f + norm[j] : 1)));
+      for (uint32_t j = 0; j < c.k; ++j)
+        most[j / span] = std::max(most[j / span], std::fabs(x[size_t{t} * c.k + j] * (c.norm ? 0.5f + norm[j] : 1)));
     const auto sum = [&](uint32_t r) {
       double s = 0;
       for (uint32_t j = 0; j < c.k; ++j) {
         float v = c.norm ? x[size_t{t} * c.k + j] * (0.5f + norm[j]) : x[size_t{t} * c.k + j];
         if (c.dtype == DType::f16 && c.norm) v *= float(factor);  // else large rows would overflow
-        if (eight) v = e4m3(__nv_cvt_float_to_fp8(v * (448 / most), __NV_SATFINITE, __NV_E4M3)) * (most / 448);
+        const float largest = most[j / span];
+        if (eight && c.dtype == DType::i8) v = std::nearbyint(v * (127 / largest)) * (largest / 127);
+        else if (eight) v = e4m3(__nv_cvt_float_to_fp8(v * (448 / largest), __NV_SATFINITE, __NV_E4M3)) * (largest / 448);
         else v = rounded(operand, v);
         s += double(v) * weight[size_t{r} * c.k + j];
       }
@@ -272,9 +283,9 @@ void judge(const Device& device, const Case& c, bool deterministic, unsigned see
   const auto got = instruction.run(device, c.tokens, deterministic);
   std::mt19937 random(seed);
   const size_t all = size_t{c.tokens} * c.n, samples = std::min<size_t>(all, 4000);
-  // Both the tile kernel, on Hopper, and cuBLASLt, of weights of 16 rows, have rows rounded to e4m3.
-  const bool eight = c.dtype == DType::e4m3 && !deterministic && c.tokens > 8 &&
-                     (device.major == 9 || (c.n * c.branches % 16 == 0 && !cublaslt_unavailable()));
+  // The tile kernel may have rows rounded to e4m3 or int8; cuBLASLt has them rounded to e4m3.
+  const Choice rule = instruction.rule(device, deterministic);
+  const bool eight = rule == Choice::tile_rounded || (c.dtype == DType::e4m3 && rule == Choice::blas);
   double error = 0, norm = 0;
   for (size_t s = 0; s < samples; ++s) {
     const size_t at = samples == all ? s : random() % all;
@@ -283,9 +294,9 @@ void judge(const Device& device, const Case& c, bool deterministic, unsigned see
   }
   for (const float v : got) if (std::isnan(v)) error = NAN;
   const double relative = std::sqrt(error / norm);
-  if (eight) worst_e4m3 = std::max(worst_e4m3, relative);
+  if (eight && c.dtype == DType::e4m3) worst_e4m3 = std::max(worst_e4m3, relative);
   // An f16 operand that lies between two may be rounded the other way.
-  const double allowed = c.dtype == DType::f16 && c.norm && c.out == DType::f32 && (deterministic || c.tokens <= 8) ? 1e-4 : !deterministic && c.tokens > 8 ? 8e-3 : c.out == DType::bf16 ? 4e-3 : c.out == DType::f16 ? 5e-4 : 2e-5;
+  const double allowed = eight && c.dtype == DType::i8 ? (c.out == DType::f32 ? 1e-3 : 4e-3) : c.dtype == DType::f16 && c.norm && c.out == DType::f32 && (deterministic || c.tokens <= 8) ? 1e-4 : !deterministic && c.tokens > 8 ? 8e-3 : c.out == DType::bf16 ? 4e-3 : c.out == DType::f16 ? 5e-4 : 2e-5;
   const bool good = relative < allowed;
   failures += !good;
   if (!good || std::getenv("VERBOSE"))

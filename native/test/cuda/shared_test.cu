@@ -66,7 +66,8 @@ void check_products(const cuda::Device& device, DType dtype, uint32_t rows, bool
   CHECK(found.has(tile) == (device.major == 9));
   CHECK(rows > 32 || found.has(stream));
   CHECK(rows < 1024 || !found.has(stream) || found.rule == stream);
-  CHECK(found.has(tile_e4m3) == (device.major == 9 && dtype == DType::e4m3 && !deterministic));
+  const bool eight = dtype == DType::e4m3 || dtype == DType::i8;
+  CHECK(found.has(tile_rounded) == (device.major == 9 && eight && !deterministic));
   if (deterministic)
     for (const cuda::Choice choice : {blas, blas_2, blas_3, blas_4}) CHECK(!found.has(choice));
 }
