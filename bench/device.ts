@@ -41,6 +41,7 @@ interface Options {
   /** Undefined: as the backend does by default. */
   readonly pipelined?: boolean
   readonly reuse: boolean
+  readonly prepare?: boolean
   /** The library that takes the device from a process; undefined: that is not checked. */
   readonly lose?: string
   /** The Python that runs transformers beside this build; undefined: none does. */
@@ -270,6 +271,7 @@ async function measure(options: Options) {
     for (const quantize of options.formats) {
       const out = join(options.models, `${name}-${quantize}.ingot`)
       if (!options.reuse || !existsSync(out)) await compile(checkpoint, { out, quantize })
+      if (options.prepare) continue
       for (const deterministic of options.deterministic) {
         const { prompt, generate } = options
         const title = `${name} ${quantize}${deterministic ? ' deterministic' : ''}`
@@ -343,6 +345,7 @@ const command = new Command('device')
   .option('--compiled <list>', 'numbers of sequences at which the peer is also compiled', numbers, [1, 128])
   .option('--models <folder>', 'where checkpoints of random weights are kept', join(tmpdir(), 'ingot-models'))
   .option('--lose <library>', 'among the faults, also a device that is lost: liblose_device.so of the CUDA tests')
+  .option('--prepare', 'write these and compile them, measure nothing')
   .option('--reuse', 'take the packages that are there already, whatever compiled them')
   .parse()
 const options = command.opts<Options>()
