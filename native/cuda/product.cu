@@ -7,7 +7,8 @@
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kStreamed = 8;     // up to these rows, weights are streamed
+constexpr uint32_t kStreamed = 4;     // up to these rows, weights are streamed; up to kMostStreamed where that is better
+constexpr uint32_t kMostStreamed = 8;
 constexpr uint32_t kTiled = 128;      // up to these, one launch of the tile kernel: as many whatever the rows
 constexpr uint32_t kMostPasses = 4;   // over the weights: more of them are never fastest
 
@@ -18,9 +19,17 @@ Choice own_of(const Device& device, const Product& p, bool deterministic) {
   return !deterministic && tile_rounded_can(device, p) ? Choice::tile_rounded : Choice::tile;
 }
 
+// Rows of x take shared memory from the L1, where weights lie on their way to registers: more than a few rows leave too
+// little for two blocks of a multiprocessor. Int4 takes the tile kernel longest.
+bool streams(const Device& device, const Product& p) {
+  const bool alone = ceil_div(p.tiles(), p.branches) <= uint32_t(device.processors);
+  const uint32_t most = alone || p.dtype == DType::i4 || !tile_can(device, p) ? kMostStreamed : kStreamed;
+  return p.tokens() <= most && stream_passes(device, p) == 1;
+}
+
 // The stream where one pass over the weights is enough; many rows by cuBLASLt in the default mode.
 Choice rule_of(const Device& device, const Product& p, bool deterministic) {
-  if (p.tokens() <= kStreamed && stream_passes(device, p) == 1) return Choice::stream;
+  if (streams(device, p)) return Choice::stream;
   const Choice own = own_of(device, p, deterministic);
   const bool many = own == Choice::stream || p.tokens() > kTiled;
   return many && !deterministic && blas_can(p) ? Choice::blas : own;

@@ -1,6 +1,8 @@
 // Products of few tokens: every weight is read once, straight from memory into the registers of the warp that
 // multiplies it. A block takes tiles of 16 weight rows; each of its warps sums one run of K of all of them, and the runs
 // meet in shared memory.
+#include <algorithm>
+
 #include "product_rows.h"
 
 namespace ingot::cuda {
@@ -137,7 +139,11 @@ cudaError_t launch_stream(const Context& context, const Product& p, uint32_t tok
   if (const cudaError_t error = allow_shared(kernel, shared)) return error;
   const uint32_t items = ceil_div(p.tiles(), p.branches);
   const uint32_t most = context.device.processors * (shared * 2 <= context.device.shared_bytes ? 2 : 1);
-  const dim3 blocks(items < most ? items : most, ceil_div(p.tokens(), tokens_per_pass));
+  // A last round of few blocks leaves memory idle: then fewer of them take as many tiles each. Blocks of int4 keep too few
+  // bytes under way for that.
+  const bool even = W::kElements <= 16 && items % most * 2 < most;
+  const uint32_t together = even ? ceil_div(items, ceil_div(items, most)) : std::min(items, most);
+  const dim3 blocks(together, ceil_div(p.tokens(), tokens_per_pass));
   const Grid grid{blocks, kThreads, shared, 1, kSharedPercent};
   return launch(context, kernel, grid, p, tokens_per_pass);
 }

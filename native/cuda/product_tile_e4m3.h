@@ -13,25 +13,21 @@ namespace ingot::cuda {
 template <bool kWide>
 struct Four {
   static constexpr uint32_t kElements = 4, kAtOnce = kWide ? 16 : 1;
-  float v[4];
+  float v[4], weight[4];
 
+  // The weights come at the same time as what they are for, not one after the other.
   __device__ void load(const Product& p, uint32_t token, uint32_t c) {
-    if constexpr (!kWide) return load_four(p.x, token, c, p.k, false, v);
-    float4 f = {};
+    if constexpr (!kWide) return load_norm(p, c, weight), load_four(p.x, token, c, p.k, false, v);
+    float4 f = {}, by = {};
     if (c < p.k) f = *reinterpret_cast<const float4*>(row_of<const float>(p.x, token) + c);
+    if (c < p.k && p.norm) by = __ldg(reinterpret_cast<const float4*>(p.norm + c));
     v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
+    weight[0] = by.x, weight[1] = by.y, weight[2] = by.z, weight[3] = by.w;
   }
-  __device__ void weigh(const Product& p, uint32_t c, float& squares) {
-    float weight[4] = {1, 1, 1, 1};
-    if constexpr (!kWide) {
-      load_norm(p, c, weight);
-    } else if (p.norm && c < p.k) {
-      const float4 f = __ldg(reinterpret_cast<const float4*>(p.norm + c));
-      weight[0] = p.norm_offset + f.x, weight[1] = p.norm_offset + f.y;
-      weight[2] = p.norm_offset + f.z, weight[3] = p.norm_offset + f.w;
-    }
+  __device__ void weigh(const Product& p, float& squares) {
+    const float offset = !kWide ? 0 : p.norm ? p.norm_offset : 1;
 #pragma unroll
-    for (uint32_t j = 0; j < 4; ++j) squares = fmaf(v[j], v[j], squares), v[j] *= weight[j];
+    for (uint32_t j = 0; j < 4; ++j) squares = fmaf(v[j], v[j], squares), v[j] *= offset + weight[j];
   }
   __device__ void get(uint32_t, float (&to)[4]) const {
 #pragma unroll
@@ -48,7 +44,7 @@ struct Eight {
     raw = {};
     if (c < p.k) raw = *reinterpret_cast<const uint4*>(row_of<const uint16_t>(p.x, token) + c);
   }
-  __device__ void weigh(const Product&, uint32_t, float&) {}
+  __device__ void weigh(const Product&, float&) {}
   __device__ void get(uint32_t four, float (&to)[4]) const {
     const uint32_t low = four ? raw.z : raw.x, high = four ? raw.w : raw.y;
     to[0] = __uint_as_float(low << 16), to[1] = __uint_as_float(low & 0xffff0000);
@@ -89,7 +85,7 @@ __device__ void round_row(const Product& p, uint32_t token, uint32_t* to, float&
 #pragma unroll
     for (uint32_t i = 0; i < kAtOnce; ++i) {
       if (past(base, i)) break;
-      units[i].weigh(p, column(base, i), squares);
+      units[i].weigh(p, squares);
     }
   };
 #pragma unroll 1

@@ -47,11 +47,24 @@ __device__ inline uint32_t pack_i8(float a, float b, float c, float d) {
   return all;
 }
 
+// What the norm multiplies elements c .. c + 7 by, less its offset; zeros where there is none.
+__device__ inline void load_eight_norm(const Product& p, uint32_t c, float (&v)[8]) {
+  float4 low = {}, high = {};
+  const bool whole = p.norm && c + 8 <= p.k;
+  if (whole) low = __ldg(reinterpret_cast<const float4*>(p.norm + c));
+  if (whole) high = __ldg(reinterpret_cast<const float4*>(p.norm + c + 4));
+  v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+  if (p.norm && !whole)
+    for (uint32_t j = 0; j < 8; ++j)
+      if (c + j < p.k) v[j] = __ldg(p.norm + c + j);
+}
+
 // Rows first .. last of x as operands, a block of 256 by a warp: their scales, and the sums of squares of each warp.
 template <class L>
 __device__ void make_rows_i8(const Product& p, const Work& work, uint32_t first, uint32_t last) {
   constexpr uint32_t kAtOnce = 4, kWarps = L::kConsumers / 32;
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, stride = work.scale_stride;
+  const float offset = p.norm ? p.norm_offset : 1;
 #pragma unroll 1
   for (uint32_t token = first; token < last; ++token) {
     std::byte* row = reinterpret_cast<std::byte*>(work.operands) + size_t{token} * round_up(p.k, kQuantBlock);
@@ -59,24 +72,31 @@ __device__ void make_rows_i8(const Product& p, const Work& work, uint32_t first,
 #pragma unroll 1
     for (uint32_t base = warp; base < p.blocks(); base += kAtOnce * kWarps) {
       RawEight eights[kAtOnce];
+      float weights[kAtOnce][8];  // they come at the same time as what they are for
 #pragma unroll
-      for (uint32_t i = 0; i < kAtOnce; ++i)
-        eights[i].load(p.x, token, (base + i * kWarps) * kQuantBlock + lane * 8, p.k);
+      for (uint32_t i = 0; i < kAtOnce; ++i) {
+        const uint32_t c = (base + i * kWarps) * kQuantBlock + lane * 8;
+        eights[i].load(p.x, token, c, p.k);
+        load_eight_norm(p, c, weights[i]);
+      }
 #pragma unroll 1
       for (uint32_t i = 0; i < kAtOnce; ++i) {
         const uint32_t block = base + i * kWarps, c = block * kQuantBlock + lane * 8;
         if (block >= p.blocks()) break;
-        float v[8], weight[2][4];
+        float v[8];
         eights[0].get(p.x.dtype, v);
-#pragma unroll
-        for (uint32_t j = 1; j < kAtOnce; ++j) eights[j - 1] = eights[j];
-        load_norm(p, c, weight[0]), load_norm(p, c + 4, weight[1]);
         uint32_t most = 0;
 #pragma unroll
         for (uint32_t j = 0; j < 8; ++j) {
           squares = fmaf(v[j], v[j], squares);
-          v[j] *= weight[j / 4][j % 4];
+          v[j] *= offset + weights[0][j];
           most = max(most, __float_as_uint(fabsf(v[j])));  // of NaN, more than of any number
+        }
+#pragma unroll
+        for (uint32_t j = 1; j < kAtOnce; ++j) {
+          eights[j - 1] = eights[j];
+#pragma unroll
+          for (uint32_t e = 0; e < 8; ++e) weights[j - 1][e] = weights[j][e];
         }
         most = max(__reduce_max_sync(~0u, most), __float_as_uint(0x1p-100f));  // blocks of zeros stay zeros
         const float largest = __uint_as_float(most), inverse = 127 / largest;
