@@ -35,6 +35,7 @@ if [ -f build/Release/libingot_cuda.so ]; then cp build/Release/libingot_cuda.so
 else echo 'without CUDA: npm run build:cuda makes its library' >&2; fi
 cp -R parity/goldens "$app/parity"
 mkdir -p "$app/bench/peers" && cp bench/peers/pytorch.py "$app/bench/peers"
+cp bench/device-run.sh "$app/bench"
 cp -R checkpoints/storyteller-7m checkpoints/storyteller-1m "$app/checkpoints"
 
 # production packages only, as the lock file says; the first line is this folder

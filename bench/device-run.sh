@@ -67,6 +67,6 @@ for i in "${!speeds[@]}"; do
   stage "speeds-$i" device --checks '' --reuse ${speeds[$i]}
   mv "$out/speeds-$i.out" "$out/speeds-$i.json"
 done
-grep -h FAIL "$out"/*.log "$out"/*.out | head -40
+grep -hs FAIL "$out"/*.log "$out"/*.out | head -40
 [ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; exit 1; }
 echo 'all passed'
