@@ -1,8 +1,9 @@
 // Products of more than a few tokens on Hopper, in the bits of the stream kernel: a block multiplies 128 weight rows,
 // 16 in the registers of each warp, with up to 128 tokens at once. One thread copies boxes of weights into shared memory,
 // from the start of the launch on, and of operands, which the blocks make together first, each some rows of x, in the
-// workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all. With operands of
-// e4m3 or int8 (product_tile_e4m3.h, product_tile_i8.h) weights go to the matrix instructions as they lie, in sums of other bits.
+// workspace. Where rows are few, the blocks of a cluster each sum a group of runs of K. One launch does all. With operands
+// of e4m3 or int8 (product_tile_e4m3.h, product_tile_i8.h) weights go to the matrix instructions as they lie, in sums of
+// other bits.
 #include <algorithm>
 
 #include "product_tile_e4m3.h"

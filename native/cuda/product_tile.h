@@ -60,7 +60,8 @@ struct Layout {
     Barrier made, arrived;  // all operands, and what other blocks of the cluster summed
     alignas(16) float scales[kRows], biases[kRows];
     float factors[kTokens];
-    alignas(16) float x_scales[kInt8 ? kOperandStages : 1][kInt8 ? kTokens : 4];  // of a block of K, beside its last operands
+    // Of int8 rows in a block of K, beside its last operands.
+    alignas(16) float x_scales[kInt8 ? kOperandStages : 1][kInt8 ? kTokens : 4];
     float squares[kConsumers / 32], largest[kConsumers / 32];  // by warp, of a row that a warpgroup rounds to e4m3
   };
   static_assert(sizeof(Rest) <= kRest);
