@@ -1,15 +1,17 @@
 #!/bin/bash
-# On a GPU host, in the folder where a bundle (bench/bundle.sh) was unpacked: checks in both modes, op cases, the parity matrix
-# and native tests of this build, beside the compiling of packages of random weights on the other cores; then speeds, with
-# nothing beside them. Results and logs go to a folder; the last lines say what failed.
+# On a GPU host, in the folder where a bundle (bench/bundle.sh) was unpacked: checks in both modes, op cases, the parity
+# matrix and native tests of this build, beside the compiling of packages of random weights on the other cores; then
+# speeds, with nothing beside them. Results and logs go to a folder; the last lines say what failed.
 #
-#   bench/device-run.sh results [--checks] [--speeds 'options of dist/bench/device.js'] [--packages 'shape:formats ...'] [--tests folder]
+#   bench/device-run.sh results [--checks] [--tests folder] [--packages 'shape:formats ...']
+#     [--speeds 'options of dist/bench/device.js']
 #
 #   bench/device-run.sh results --checks --packages 'Llama-3.1-8B:none,fp8 Llama-3.2-1B:none' \
 #     --speeds '--shapes Llama-3.1-8B --formats none,fp8 --batches 1,128'
 #
 # `--speeds` may be given several times, and runs in turn, each to results/speeds-N.json. `--tests` names a folder with
-# linear_test, attention_test, sample_test and liblose_device.so of build-cuda.
+# linear_test, attention_test, sample_test and liblose_device.so of build-cuda. INGOT_DEVICE_MODELS names a folder where
+# packages stay.
 set -u
 usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 [ $# -gt 0 ] || usage
@@ -28,7 +30,8 @@ done
 node=bin/node
 [ -x "$node" ] || node=node
 mkdir -p "$out"
-models=${INGOT_DEVICE_MODELS:-$(mktemp -d)}
+models=${INGOT_DEVICE_MODELS:-}
+[ -n "$models" ] || { models=$(mktemp -d); trap 'rm -rf "$models"' EXIT; }
 failed=()
 
 # Runs a command to a log and names it if it fails; seconds on stderr.

@@ -47,15 +47,10 @@ __device__ void settle(int32_t (&v)[kCount]) {
                "{" a0 "," a1 "," a2 "," a3 "}, " b ", p, 1, 1, 0;}"                                       \
                : INGOT_D##r("+f", 0)                                                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at), "r"(add))
-#define INGOT_WGMMA_E4M3(n, r, list, a, b, p, ...)                                                      \
+#define INGOT_WGMMA_BOTH(types, t, signs, n, r, list, a, b, p, ...)                                     \
   asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1;}" \
-               : INGOT_D##r("+f", 0)                                                                    \
-               : "l"(weights), "l"(at), "r"(add))
-#define INGOT_WGMMA_I8(n, r, list, a, b, p, ...)                                                        \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, " p ", 0;\n\t"                                            \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k32.s32.s8.s8 {" list "}, " a ", " b ", p;}"      \
-               : INGOT_D##r("+r", 0)                                                                    \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k32." types " {" list "}, " a ", " b ", p" signs ";}" \
+               : INGOT_D##r(t, 0)                                                                       \
                : "l"(weights), "l"(at), "r"(add))
 #define INGOT_WGMMA(n, r, list, ...)                                                                    \
   template <bool kHalf>                                                                                 \
@@ -64,10 +59,10 @@ __device__ void settle(int32_t (&v)[kCount]) {
     else INGOT_WGMMA_TYPE("bf16", n, r, list, __VA_ARGS__);                                             \
   }                                                                                                     \
   __device__ inline void wgmma_e4m3(float (&d)[r], uint64_t weights, uint64_t at, int32_t add) {        \
-    INGOT_WGMMA_E4M3(n, r, list, __VA_ARGS__);                                                          \
+    INGOT_WGMMA_BOTH("f32.e4m3.e4m3", "+f", ", 1, 1", n, r, list, __VA_ARGS__);                         \
   }                                                                                                     \
   __device__ inline void wgmma_i8(int32_t (&d)[r], uint64_t weights, uint64_t at, int32_t add) {        \
-    INGOT_WGMMA_I8(n, r, list, __VA_ARGS__);                                                            \
+    INGOT_WGMMA_BOTH("s32.s8.s8", "+r", "", n, r, list, __VA_ARGS__);                                   \
   }
 #define INGOT_8(x) "%" #x "0,%" #x "1,%" #x "2,%" #x "3,%" #x "4,%" #x "5,%" #x "6,%" #x "7"
 #define INGOT_10(x) INGOT_8(x) ",%" #x "8,%" #x "9"

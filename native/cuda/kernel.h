@@ -34,7 +34,8 @@ struct Workspace {
 };
 
 // Which of the kernels that can serve a launch it takes. In the deterministic mode, all of them give the same bits.
-// tile_rounded is tile with rows of x rounded to what the weights are, blas_2 to blas_4 are the algorithms that cuBLASLt would take next.
+// tile_rounded is tile with rows of x rounded to what the weights are, blas_2 to blas_4 are the algorithms that cuBLASLt
+// would take next.
 enum class Choice : uint8_t { rules, stream, tile, tile_rounded, blas, blas_2, blas_3, blas_4, lean, wide, many };
 inline constexpr const char* kChoiceNames[] = {"rules",  "stream", "tile", "tile_rounded", "blas", "blas_2",
                                                "blas_3", "blas_4", "lean", "wide",      "many"};

@@ -7,8 +7,8 @@
 namespace ingot::cuda {
 namespace {
 
-constexpr uint32_t kStreamed = 4;     // up to these rows, weights are streamed; up to kMostStreamed where that is better
-constexpr uint32_t kMostStreamed = 8;
+constexpr uint32_t kStreamed = 4;     // up to these rows, weights are streamed
+constexpr uint32_t kMostStreamed = 8; // the same where rows leave room
 constexpr uint32_t kTiled = 128;      // up to these, one launch of the tile kernel: as many whatever the rows
 constexpr uint32_t kMostPasses = 4;   // over the weights: more of them are never fastest
 
@@ -20,7 +20,7 @@ Choice own_of(const Device& device, const Product& p, bool deterministic) {
 }
 
 // Rows of x take shared memory from the L1, where weights lie on their way to registers: more than a few rows leave too
-// little for two blocks of a multiprocessor. Int4 takes the tile kernel longest.
+// little for two blocks of a multiprocessor. The tile kernel is slowest with int4, which it expands for every tile.
 bool streams(const Device& device, const Product& p) {
   const bool alone = ceil_div(p.tiles(), p.branches) <= uint32_t(device.processors);
   const uint32_t most = alone || p.dtype == DType::i4 || !tile_can(device, p) ? kMostStreamed : kStreamed;
@@ -80,7 +80,7 @@ size_t product_choice_workspace(const Product& p, Choice choice) {
   return choice >= Choice::blas && choice <= Choice::blas_4 ? blas_workspace(p) : 0;
 }
 
-// Both modes may ask for up to p's rows; that of two rounded ones is less than what the tile kernel takes for two.
+// Both modes may ask for up to p's rows. What the tile kernel takes for two or more is enough for as many rounded ones.
 size_t product_workspace(const Device& device, const Product& p) {
   if (p.dtype == DType::f32) return 0;
   return std::max(product_choice_workspace(p, rule_of(device, p, true)),

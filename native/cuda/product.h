@@ -1,9 +1,9 @@
 // The product behind linear and logits: out = residual + activation(softcap(scale * (x . weight^T + bias))).
 //
 // The order of every sum is fixed by the shape and the dtype of the weights alone, whatever the number of rows and the
-// kernel (but for cuBLASLt and operands of e4m3 or int8, of the default mode): K is cut into blocks of 256 and those, evenly, into
-// at most 8 runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are added in order,
-// and so are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times
+// kernel (but for cuBLASLt and operands of e4m3 or int8, of the default mode): K is cut into blocks of 256 and those,
+// evenly, into at most 8 runs; a run is summed by tensor cores from zero, 16 products at a time; the runs of a group are
+// added in order, and so are the groups. Quantised weights start from zero at every block, whose sum is fused into that of the run times
 // the block's scale; those of e4m3, whose rows have one scale, are summed as floats are.
 #pragma once
 #include <cuda_bf16.h>
