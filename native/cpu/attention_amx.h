@@ -1,25 +1,12 @@
 // Scores and outputs of a bf16 state on AMX tiles, in blocks of up to 32 rows. Keys and values are read as they lie.
 #pragma once
 #include "attention_state.h"
+#include "tiles.h"
 
 namespace ingot::cpu::INGOT_ISA::paged {
 
 #if defined(INGOT_ISA_amx)
 inline constexpr bool kHasTiles = true;
-
-// Palette 1, eight tiles of 16 rows of 64 bytes. Static: the compiler does not see that the instruction reads it.
-struct AttentionTiles {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-alignas(64) inline constexpr AttentionTiles kAttentionTiles;
-
-// The calling thread's tiles, while this lives.
-struct TileLease {
-  TileLease() { _tile_loadconfig(&kAttentionTiles); }
-  ~TileLease() { _tile_release(); }
-};
 
 inline void prefetch(const uint16_t* from, size_t elements) {
   for (size_t i = 0; i < elements; i += 32) __builtin_prefetch(from + i);

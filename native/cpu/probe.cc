@@ -2,6 +2,7 @@
 #include "probe.h"
 
 #include "simd.h"
+#include "tiles.h"
 
 namespace ingot::cpu::INGOT_ISA {
 namespace probing {
@@ -135,17 +136,9 @@ void bf16(size_t rounds) {
 #endif
 
 #if defined(INGOT_ISA_amx)
-// Palette 1, eight tiles of 16 rows of 64 bytes. Static: the compiler does not see that the instruction reads it.
-struct Configuration {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-alignas(64) constexpr Configuration kConfiguration;
-
 void clear_tiles() {
   asm volatile("" ::: "memory");
-  _tile_loadconfig(&kConfiguration);
+  _tile_loadconfig(&kTileConfig);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

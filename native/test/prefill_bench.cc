@@ -2,7 +2,9 @@
 // [--rows R] [--only NAME,...] [--formats q4,q8,bf16] [--large-pages] [--check]. variants.sh builds it.
 //
 // Every kernel is checked for bits against the first at odd sizes, then all take turns over weights that no cache holds,
-// in the shapes of a Llama-3.2-1B: medians over rounds, and their share of the peak measured in the same run.
+// in the shapes of a Llama-3.2-1B: medians over rounds, and their share of the peak measured in the same run. Where
+// another machine's threads share a core, everything here takes up to four times as long for tenths of a second; `quiet`
+// is the share of the quickest tenth of the calls.
 // INGOT_VARIANTS, a list of V(name, exact), adds builds of the same sources with other constants; `exact` is 0 where
 // something is left out, so that the bits differ.
 #include <sys/mman.h>
@@ -226,10 +228,11 @@ struct Stack {
   }
 };
 
-double median(std::vector<double> v) {
+double quantile(std::vector<double> v, double q) {
   std::sort(v.begin(), v.end());
-  return v.empty() ? 0 : v[v.size() / 2];
+  return v.empty() ? 0 : v[size_t(q * double(v.size() - 1))];
 }
+double median(std::vector<double> v) { return quantile(std::move(v), 0.5); }
 
 cpu::Ceilings ceilings_of(const cpu::InstructionSet& set, unsigned threads) {
   cpu::Ceilings ceilings;
@@ -247,43 +250,51 @@ double peak(const cpu::Ceilings& ceilings, DType dtype) {
   return best;
 }
 
-// seconds[contender][shape]: of a round, all layers.
+// seconds[contender][shape]: of each call, a round after the other.
 using Times = std::vector<std::array<std::vector<double>, kShapeCount>>;
 
 void one_round(Bench& bench, Stack& stack, const std::vector<Contender>& contenders, size_t first, Times& times) {
   for (size_t i = 0; i < contenders.size(); ++i) {
     const size_t c = (first + i) % contenders.size();
-    std::array<double, kShapeCount> spent{};
     for (auto& layer : stack.layers)
-      for (size_t s = 0; s < kShapeCount; ++s) spent[s] += bench.run(contenders[c].linear, (*layer[s])());
-    for (size_t s = 0; s < kShapeCount; ++s) times[c][s].push_back(spent[s]);
+      for (size_t s = 0; s < kShapeCount; ++s) times[c][s].push_back(bench.run(contenders[c].linear, (*layer[s])()));
   }
 }
 
+// Seconds of each round, all layers and shapes.
+std::vector<double> rounds_of(const std::array<std::vector<double>, kShapeCount>& calls, size_t layers) {
+  std::vector<double> rounds(calls[0].size() / layers);
+  for (const std::vector<double>& shape : calls)
+    for (size_t i = 0; i < shape.size(); ++i) rounds[i / layers] += shape[i];
+  return rounds;
+}
+
 void report(const Stack& stack, const std::vector<Contender>& contenders, const Times& times, size_t rows, double peak) {
+  const size_t layers = stack.layers.size();
+  const std::vector<double> base = rounds_of(times[0], layers);
   std::printf("\n%s, %zu rows, %zu layers, %zu rounds, peak %.2f T/s: T/s by product, share of the peak, against the first\n",
-              name_of(stack.dtype), rows, stack.layers.size(), times[0][0].size(), peak * 1e-12);
+              name_of(stack.dtype), rows, layers, base.size(), peak * 1e-12);
   std::printf("  %-24s", "");
   for (const Shape& s : kShapes) std::printf("%14s", s.name);
-  std::printf("%10s%8s%22s\n", "all", "share", "ratio [least, most]");
-  std::vector<double> base;
+  std::printf("%10s%8s%8s%22s\n", "all", "share", "quiet", "ratio [least, most]");
   for (size_t c = 0; c < contenders.size(); ++c) {
     std::printf("  %-24s", contenders[c].name.c_str());
-    std::vector<double> all(times[c][0].size()), ratios;
-    double operations = 0;
+    double operations = 0, quiet = 0;
     for (size_t s = 0; s < kShapeCount; ++s) {
       const Shape& shape = kShapes[s];
-      const double work = 2.0 * double(rows) * shape.n * shape.branches * shape.k * double(stack.layers.size());
+      const double work = 2.0 * double(rows) * shape.n * shape.branches * shape.k;
       operations += work;
-      for (size_t i = 0; i < all.size(); ++i) all[i] += times[c][s][i];
+      quiet += quantile(times[c][s], 0.1);
       std::printf("%14.2f", work / median(times[c][s]) * 1e-12);
     }
-    if (c == 0) base = all;
+    const std::vector<double> all = rounds_of(times[c], layers);
+    std::vector<double> ratios;
     for (size_t i = 0; i < all.size(); ++i) ratios.push_back(base[i] / all[i]);
-    std::sort(ratios.begin(), ratios.end());
-    const double rate = operations / median(all);
-    std::printf("%10.2f%7.1f%%%9.2f [%.2f, %.2f]%s\n", rate * 1e-12, peak ? 100 * rate / peak : 0, median(ratios),
-                ratios.front(), ratios.back(), contenders[c].exact ? "" : "  (wrong bits: something left out)");
+    const double rate = operations * double(layers) / median(all);
+    const auto share = [&](double speed) { return peak ? 100 * speed / peak : 0; };
+    std::printf("%10.2f%7.1f%%%7.1f%%%9.2f [%.2f, %.2f]%s\n", rate * 1e-12, share(rate), share(operations / quiet),
+                median(ratios), quantile(ratios, 0), quantile(ratios, 1),
+                contenders[c].exact ? "" : "  (wrong bits: something left out)");
   }
   std::fflush(stdout);
 }

@@ -1,0 +1,92 @@
+// Rows of x as AMX tiles: what the products of product_amx.cc read.
+#pragma once
+#include "product.h"
+#include "quantize.h"
+#include "tiles.h"
+
+namespace ingot::cpu::INGOT_ISA {
+
+// A tile along K is a *step*: 32 bf16. `pack` takes up to kQuantBlock elements of a row; its steps lie a tile apart.
+struct Bf16Tiles {
+  static constexpr size_t kStep = 32;
+  static float pack(const float* from, size_t count, std::byte* to) {
+    for (size_t k = 0; k < round_up(count, kStep); k += kLanes) {
+      const size_t left = k < count ? count - k : 0;
+      const Vec v = left ? load_n(from + k, left < kLanes ? left : kLanes) : zero();
+      store_bf16(reinterpret_cast<uint16_t*>(to + k / kStep * kTileBytes) + k % kStep, v);
+    }
+    return 0;
+  }
+};
+
+// Steps of 64 int8, scaled by block: `pack` returns the scale.
+struct Int8Tiles {
+  static constexpr size_t kStep = 64;
+  static float pack(const float* from, size_t count, std::byte* to) {
+    if (count % kStep) std::memset(to + count / kStep * kTileBytes, 0, kStep);
+    return quantize_block(from, count, [&](size_t k, Ints q) {
+      store_i8(reinterpret_cast<int8_t*>(to + k / kStep * kTileBytes) + k % kStep, q);
+    });
+  }
+};
+
+// x as tiles: (piece, row tile, step of the piece); rows and K are padded with zeros. A piece is whole blocks along K
+// and lies together: rows a power of two apart would fall on the same sets of L2. Scales of integers: (block, row).
+struct PackedRows {
+  std::byte* tiles;
+  float* scales;
+  size_t rows, steps, piece_steps;  // rows padded to 16
+
+  std::byte* at(size_t row, size_t step) const {
+    const size_t piece = step / piece_steps, tile = (piece * (rows / kTileRows) + row / kTileRows) * piece_steps;
+    return tiles + (tile + step % piece_steps) * kTileBytes + row % kTileRows * kTileRowBytes;
+  }
+};
+
+// Packs one block along K of the 16 rows from `first` on, normalised by their factors; asks for the next.
+template <class Tiles>
+void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block, const float* factors) {
+  const size_t begin = block * kQuantBlock, left = x.width - begin, count = left < kQuantBlock ? left : kQuantBlock;
+  float normalized[kQuantBlock];
+  for (size_t row = first; row < first + kTileRows; ++row) {
+    std::byte* to = p.at(row, begin / Tiles::kStep);
+    float& scale = p.scales[block * p.rows + row];
+    if (row >= x.rows) {
+      for (size_t k = 0; k < count; k += Tiles::kStep) std::memset(to + k / Tiles::kStep * kTileBytes, 0, kTileRowBytes);
+      scale = 0;
+      continue;
+    }
+    const float* from = x.row<float>(row) + begin;
+    for (size_t k = 0; k < count; k += kLanes) __builtin_prefetch(from + kQuantBlock + k);
+    if (x.norm) {
+      rms_scale(from, x.norm + begin, normalized, count, factors[row - first], x.offset);
+      from = normalized;
+    }
+    scale = Tiles::pack(from, count, to);
+  }
+}
+
+// Block by block of 16 rows, so that whole tiles are written.
+template <class Tiles>
+PackedRows pack_rows(const Context& context, const Input& x, size_t piece_steps) {
+  const size_t rows = round_up(x.rows, kTileRows), steps = ceil_div(x.width, Tiles::kStep);
+  const size_t blocks = ceil_div(x.width, kQuantBlock);
+  const PackedRows p{context.scratch.take<std::byte>(rows * round_up(steps, piece_steps) * kTileRowBytes),
+                     context.scratch.take<float>(rows * blocks), rows, steps, piece_steps};
+  const size_t grain = ceil_div(kForkElements, kTileRows * kQuantBlock);
+  context.pool.parallel(rows / kTileRows * blocks, grain, [&](size_t begin, size_t end) {
+    float factors[kTileRows] = {};
+    for (size_t unit = begin; unit < end; ++unit) {
+      const size_t first = unit / blocks * kTileRows, block = unit % blocks;
+      if (x.norm && (unit == begin || block == 0)) {
+        for (size_t r = 0; r < kTileRows && first + r < x.rows; ++r) {
+          factors[r] = rms_factor(x.row<float>(first + r), x.width, x.eps);
+        }
+      }
+      pack_block<Tiles>(x, p, first, block, factors);
+    }
+  });
+  return p;
+}
+
+}  // namespace ingot::cpu::INGOT_ISA

@@ -1,0 +1,29 @@
+// AMX tiles as every kernel here uses them: eight of 16 rows of 64 bytes.
+#pragma once
+#include "simd.h"
+
+#if defined(INGOT_ISA_amx)
+
+namespace ingot::cpu::INGOT_ISA {
+
+inline constexpr size_t kTileRows = kLanes, kTileRowBytes = 64, kTileBytes = kTileRows * kTileRowBytes;
+
+// Palette 1. Static: the compiler does not see that the instruction reads it.
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+alignas(64) inline constexpr TileConfig kTileConfig;
+
+// The calling thread's tiles, while this lives.
+struct TileLease {
+  TileLease() { _tile_loadconfig(&kTileConfig); }
+  ~TileLease() { _tile_release(); }
+  TileLease(const TileLease&) = delete;
+  TileLease& operator=(const TileLease&) = delete;
+};
+
+}  // namespace ingot::cpu::INGOT_ISA
+
+#endif
