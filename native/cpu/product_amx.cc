@@ -13,7 +13,7 @@
 namespace ingot::cpu::INGOT_ISA {
 namespace {
 
-constexpr size_t kBlockRows = 2 * kTileRows;
+constexpr size_t kBlockRows = 2 * kTileHeight;
 constexpr size_t kPassRows = 512;
 constexpr size_t kPieceSteps = 8;    // 2 x 8 KB of weights; of 512 rows 256 KB
 constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
@@ -154,10 +154,10 @@ class TileProduct {
   void multiply(Range pair, Range rows, size_t block, Range piece, TileOperands o, const Ask& ask, TileSums<float>& acc,
                 Unscaled& unscaled) const {
     const size_t row = rows.begin + block * kBlockRows, steps = piece.end - piece.begin;
-    for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileRows, piece.begin);
+    for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileHeight, piece.begin);
     o.row_scales = x_.scales + piece.begin * Tiles::kStep / kQuantBlock * x_.rows + row;
     o.row_stride = x_.rows;
-    const bool first = piece.begin == 0, two_rows = rows.end - row > kTileRows, two_tiles = pair.end - pair.begin > 1;
+    const bool first = piece.begin == 0, two_rows = rows.end - row > kTileHeight, two_tiles = pair.end - pair.begin > 1;
     if (two_rows && two_tiles) return add_steps<2, 2>(Tiles{}, o, steps, first, ask, acc, unscaled);
     // At an edge: nothing waits before or after.
     add_scaled<2, 2>(unscaled);
@@ -178,7 +178,7 @@ class TileProduct {
       const size_t i = row - rows.begin, at = i % kBlockRows;
       for (size_t t = 0; t < tiles.end - tiles.begin; ++t) {
         const auto& sums = w.sums[t / 2 * blocks + i / kBlockRows];
-        finish(e, out, row, tiles.begin + t, load(sums[at / kTileRows][t % 2] + at % kTileRows * kLanes));
+        finish(e, out, row, tiles.begin + t, load(sums[at / kTileHeight][t % 2] + at % kTileHeight * kLanes));
       }
     }
   }

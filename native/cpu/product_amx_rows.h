@@ -38,8 +38,8 @@ struct PackedRows {
   size_t rows, steps, piece_steps;  // rows padded to 16
 
   std::byte* at(size_t row, size_t step) const {
-    const size_t piece = step / piece_steps, tile = (piece * (rows / kTileRows) + row / kTileRows) * piece_steps;
-    return tiles + (tile + step % piece_steps) * kTileBytes + row % kTileRows * kTileRowBytes;
+    const size_t piece = step / piece_steps, tile = (piece * (rows / kTileHeight) + row / kTileHeight) * piece_steps;
+    return tiles + (tile + step % piece_steps) * kTileBytes + row % kTileHeight * kTileRowBytes;
   }
 };
 
@@ -48,7 +48,7 @@ template <class Tiles>
 void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block, const float* factors) {
   const size_t begin = block * kQuantBlock, left = x.width - begin, count = left < kQuantBlock ? left : kQuantBlock;
   float normalized[kQuantBlock];
-  for (size_t row = first; row < first + kTileRows; ++row) {
+  for (size_t row = first; row < first + kTileHeight; ++row) {
     std::byte* to = p.at(row, begin / Tiles::kStep);
     float& scale = p.scales[block * p.rows + row];
     if (row >= x.rows) {
@@ -69,17 +69,17 @@ void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block,
 // Block by block of 16 rows, so that whole tiles are written.
 template <class Tiles>
 PackedRows pack_rows(const Context& context, const Input& x, size_t piece_steps) {
-  const size_t rows = round_up(x.rows, kTileRows), steps = ceil_div(x.width, Tiles::kStep);
+  const size_t rows = round_up(x.rows, kTileHeight), steps = ceil_div(x.width, Tiles::kStep);
   const size_t blocks = ceil_div(x.width, kQuantBlock);
   const PackedRows p{context.scratch.take<std::byte>(rows * round_up(steps, piece_steps) * kTileRowBytes),
                      context.scratch.take<float>(rows * blocks), rows, steps, piece_steps};
-  const size_t grain = ceil_div(kForkElements, kTileRows * kQuantBlock);
-  context.pool.parallel(rows / kTileRows * blocks, grain, [&](size_t begin, size_t end) {
-    float factors[kTileRows] = {};
+  const size_t grain = ceil_div(kForkElements, kTileHeight * kQuantBlock);
+  context.pool.parallel(rows / kTileHeight * blocks, grain, [&](size_t begin, size_t end) {
+    float factors[kTileHeight] = {};
     for (size_t unit = begin; unit < end; ++unit) {
-      const size_t first = unit / blocks * kTileRows, block = unit % blocks;
+      const size_t first = unit / blocks * kTileHeight, block = unit % blocks;
       if (x.norm && (unit == begin || block == 0)) {
-        for (size_t r = 0; r < kTileRows && first + r < x.rows; ++r) {
+        for (size_t r = 0; r < kTileHeight && first + r < x.rows; ++r) {
           factors[r] = rms_factor(x.row<float>(first + r), x.width, x.eps);
         }
       }

@@ -6,7 +6,7 @@ namespace ingot::cpu::INGOT_ISA {
 
 // Sums of 32 rows by 32 outputs: [row tile][output tile][16][16].
 template <class T>
-using TileSums = T[2][2][kTileRows * kLanes];
+using TileSums = T[2][2][kTileHeight * kLanes];
 
 // What a run of steps multiplies: x[row tile] and weights[output tile], each one tile after the other. Of integers the
 // scales, from the run's first block on: of the two output tiles (a block apart: 16 each), of the rows (a block apart:
@@ -140,11 +140,11 @@ void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first
 // acc = fma(sums of a block, both scales, acc) in a quarter of the rows.
 template <int R, int T>
 inline void add_scaled(const Unscaled& u, size_t quarter) {
-  constexpr size_t kQuarter = R * kTileRows / 4;
-  const size_t r = quarter * kQuarter / kTileRows, begin = quarter * kQuarter % kTileRows;
+  constexpr size_t kQuarter = R * kTileHeight / 4;
+  const size_t r = quarter * kQuarter / kTileHeight, begin = quarter * kQuarter % kTileHeight;
   Vec weight_scale[T];
   for (int t = 0; t < T; ++t) weight_scale[t] = load_f16(u.weight_scales[t]);
-  const float* row_scales = u.row_scales + r * kTileRows + begin;
+  const float* row_scales = u.row_scales + r * kTileHeight + begin;
   const int32_t* sums = u.sums[u.second][r][0] + begin * kLanes;
   float* acc = (*u.acc)[r][0] + begin * kLanes;
 #pragma GCC unroll 8
@@ -152,7 +152,7 @@ inline void add_scaled(const Unscaled& u, size_t quarter) {
     const Vec row_scale = set(row_scales[i]);
 #pragma GCC unroll 2
     for (int t = 0; t < T; ++t) {
-      const size_t at = (t * kTileRows + i) * kLanes;
+      const size_t at = (t * kTileHeight + i) * kLanes;
       const Vec sum = to_float(peek<Ints>(sums + at));
       store(acc + at, fma(sum, weight_scale[t] * row_scale, load(acc + at)));
     }

@@ -6,7 +6,7 @@
 
 namespace ingot::cpu::INGOT_ISA {
 
-inline constexpr size_t kTileRows = kLanes, kTileRowBytes = 64, kTileBytes = kTileRows * kTileRowBytes;
+inline constexpr size_t kTileHeight = kLanes, kTileRowBytes = 64, kTileBytes = kTileHeight * kTileRowBytes;
 
 // Palette 1. Static: the compiler does not see that the instruction reads it.
 struct TileConfig {

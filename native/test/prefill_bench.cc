@@ -272,8 +272,9 @@ std::vector<double> rounds_of(const std::array<std::vector<double>, kShapeCount>
 void report(const Stack& stack, const std::vector<Contender>& contenders, const Times& times, size_t rows, double peak) {
   const size_t layers = stack.layers.size();
   const std::vector<double> base = rounds_of(times[0], layers);
-  std::printf("\n%s, %zu rows, %zu layers, %zu rounds, peak %.2f T/s: T/s by product, share of the peak, against the first\n",
-              name_of(stack.dtype), rows, layers, base.size(), peak * 1e-12);
+  std::printf("\n%s, %zu rows, %zu layers, %zu rounds, peak %.2f T/s: ", name_of(stack.dtype), rows, layers, base.size(),
+              peak * 1e-12);
+  std::printf("T/s by product, share of the peak, against the first\n");
   std::printf("  %-24s", "");
   for (const Shape& s : kShapes) std::printf("%14s", s.name);
   std::printf("%10s%8s%8s%22s\n", "all", "share", "quiet", "ratio [least, most]");
