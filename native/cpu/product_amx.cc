@@ -113,10 +113,10 @@ class TileProduct {
     for (size_t begin = 0, slot = 1; begin < x_.steps; begin += x_.piece_steps, slot = 1 - slot) {
       const size_t after = begin + x_.piece_steps;
       const TileOperands next = after < x_.steps ? operands(pair, piece_at(after), slot, w) : TileOperands{};
-      const AskWeights ahead{o.weights[0], o.weights[pair.end - pair.begin > 1]};
+      const PrefetchWeights ahead{o.weights[0], o.weights[pair.end - pair.begin > 1]};
       for (size_t b = 0; b < blocks; ++b) {
         if (b == 0 && ready_) multiply(pair, rows, b, piece_at(begin), o, ahead, w.sums[b], *w.unscaled);
-        else multiply(pair, rows, b, piece_at(begin), o, AskNothing{}, w.sums[b], *w.unscaled);
+        else multiply(pair, rows, b, piece_at(begin), o, NoPrefetch{}, w.sums[b], *w.unscaled);
         add_scaled<2, 2>(*w.unscaled);  // later, it would wait beside weights that are being expanded
       }
       o = next;
@@ -130,7 +130,7 @@ class TileProduct {
       for (size_t t = tiles.begin; t < tiles.end; t += 2) {
         const Range pair{t, tiles.end - t < 2 ? tiles.end : t + 2};
         const TileOperands o = operands(pair, piece, 0, w);
-        AskNext next = next_of(tiles, t, blocks, piece);
+        PrefetchNext next = next_of(tiles, t, blocks, piece);
         for (size_t b = 0; b < blocks; ++b) {
           multiply(pair, rows, b, piece, o, next, w.sums[(t - tiles.begin) / 2 * blocks + b], *w.unscaled);
           next.advance(piece.end - piece.begin);
@@ -139,8 +139,8 @@ class TileProduct {
     }
   }
 
-  // What is asked for while rows pass the pair of tiles at `tile`.
-  AskNext next_of(Range tiles, size_t tile, size_t blocks, Range piece) const {
+  // What is prefetched while rows pass the pair of tiles at `tile`.
+  PrefetchNext next_of(Range tiles, size_t tile, size_t blocks, Range piece) const {
     const size_t after = piece.end < x_.steps ? piece.end : 0;
     const bool last = tile + 2 >= tiles.end;
     const size_t next = !last ? tile + 2 : after ? tiles.begin : tiles.end;
@@ -150,19 +150,19 @@ class TileProduct {
   }
 
   // Adds a piece of K of a block of rows times a pair of tiles.
-  template <class Ask>
-  void multiply(Range pair, Range rows, size_t block, Range piece, TileOperands o, const Ask& ask, TileSums<float>& acc,
-                Unscaled& unscaled) const {
+  template <class Prefetch>
+  void multiply(Range pair, Range rows, size_t block, Range piece, TileOperands o, const Prefetch& prefetch,
+                TileSums<float>& acc, Unscaled& unscaled) const {
     const size_t row = rows.begin + block * kBlockRows, steps = piece.end - piece.begin;
     for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileHeight, piece.begin);
     o.row_scales = x_.scales + piece.begin * Tiles::kStep / kQuantBlock * x_.rows + row;
     o.row_stride = x_.rows;
     const bool first = piece.begin == 0, two_rows = rows.end - row > kTileHeight, two_tiles = pair.end - pair.begin > 1;
-    if (two_rows && two_tiles) return add_steps<2, 2>(Tiles{}, o, steps, first, ask, acc, unscaled);
+    if (two_rows && two_tiles) return add_steps<2, 2>(Tiles{}, o, steps, first, prefetch, acc, unscaled);
     // At an edge: nothing waits before or after.
     add_scaled<2, 2>(unscaled);
     const auto rest = [&]<int R, int T>() {
-      add_steps<R, T>(Tiles{}, o, steps, first, ask, acc, unscaled);
+      add_steps<R, T>(Tiles{}, o, steps, first, prefetch, acc, unscaled);
       add_scaled<R, T>(unscaled);
     };
     if (two_rows) rest.template operator()<2, 1>();

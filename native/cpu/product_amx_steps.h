@@ -27,13 +27,13 @@ struct Unscaled {
   const float* row_scales = nullptr;
 };
 
-// What is asked for meanwhile, at each step i of a run.
-struct AskNothing {
+// What is prefetched meanwhile, at each step i of a run.
+struct NoPrefetch {
   void operator()(size_t) const {}
 };
 
 // Weights that come from memory for these rows alone, into L1.
-struct AskWeights {
+struct PrefetchWeights {
   static constexpr size_t kAhead = 2048;
   const std::byte *first, *second;
   void operator()(size_t i) const {
@@ -46,7 +46,7 @@ struct AskWeights {
 };
 
 // The weights of the next pair of tiles up to `end`, into L2.
-struct AskNext {
+struct PrefetchNext {
   const std::byte *first, *second;
   size_t end, bytes;  // the latter: of each at a step, a multiple of 64
   void operator()(size_t i) const {
@@ -57,9 +57,9 @@ struct AskNext {
   }
   // After a run of `steps`.
   void advance(size_t steps) {
-    const size_t asked = steps * bytes;
-    first += asked, second += asked;
-    end -= asked < end ? asked : end;
+    const size_t done = steps * bytes;
+    first += done, second += done;
+    end -= done < end ? done : end;
   }
 };
 
@@ -122,15 +122,15 @@ inline void store_tiles(TileSums<Element>& sums) {
 }
 
 // acc = x . weights over `steps`, plus acc unless they are the first.
-template <int R, int T, class Ask>
-void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first, const Ask& ask, TileSums<float>& acc,
-               Unscaled&) {
+template <int R, int T, class Prefetch>
+void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first, const Prefetch& prefetch,
+               TileSums<float>& acc, Unscaled&) {
   const TileOperands o = operands;
   asm volatile("" ::: "memory");  // tile loads do not say that they read
   if (first) zero_tiles<R, T>();
   else load_tiles<R, T>(acc);
   for (size_t i = 0; i < steps; ++i) {
-    ask(i);
+    prefetch(i);
     add_step<Bf16Tiles, R, T>(o, i);
   }
   store_tiles<R, T>(acc);
@@ -167,9 +167,9 @@ void add_scaled(Unscaled& u) {
 }
 
 // The sums of the last block are left in `unscaled`; what waits there before is of as many rows and outputs.
-template <int R, int T, class Ask>
-void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first, const Ask& ask, TileSums<float>& acc,
-               Unscaled& unscaled) {
+template <int R, int T, class Prefetch>
+void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first, const Prefetch& prefetch,
+               TileSums<float>& acc, Unscaled& unscaled) {
   constexpr size_t kBlockSteps = kQuantBlock / Int8Tiles::kStep;
   static_assert(kBlockSteps == 4, "a quarter of the last block is scaled at each step");
   const TileOperands o = operands;
@@ -181,7 +181,7 @@ void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first
     for (size_t i = 0; i < kBlockSteps; ++i) {
       const size_t at = block * kBlockSteps + i;
       if (at < steps) {
-        ask(at);
+        prefetch(at);
         add_step<Int8Tiles, R, T>(o, at);
       }
       if (unscaled.acc) add_scaled<R, T>(unscaled, i);
