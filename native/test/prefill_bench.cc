@@ -5,41 +5,15 @@
 // in the shapes of a Llama-3.2-1B: medians over rounds, and their share of the peak measured in the same run. Where
 // another machine's threads share a core, everything here takes up to four times as long for tenths of a second; `quiet`
 // is the share of the quickest tenth of the calls.
-// INGOT_VARIANTS, a list of V(name, exact), adds builds of the same sources with other constants; `exact` is 0 where
-// something is left out, so that the bits differ.
-#include <sys/mman.h>
-
-#include <algorithm>
+#define INGOT_KERNEL linear
 #include <array>
-#include <chrono>
-#include <cstdio>
-#include <string>
 
-#include "kernels.h"
-
-#if !defined(INGOT_VARIANTS)
-#define INGOT_VARIANTS
-#endif
-#define V(name, exact) namespace ingot::cpu::name { void linear(const Context&, const Call&); }
-INGOT_VARIANTS
-#undef V
+#include "variants.h"
 
 using namespace ingot;
 using namespace ingot::test;
 
 namespace {
-
-// Variants are of AMX; those over tiles in software run anywhere.
-#if defined(INGOT_VARIANTS_EMULATED)
-constexpr bool kRunsVariants = true;
-#else
-constexpr bool kRunsVariants = false;
-#endif
-
-using Clock = std::chrono::steady_clock;
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-struct Contender { std::string name; Kernel linear; bool exact; };
 
 struct Options {
   double seconds = 60;
@@ -47,27 +21,6 @@ struct Options {
   size_t rows = 512;
   std::string only, formats = "q4,q8,bf16";
   bool large_pages = false, check = false;
-};
-
-bool listed(const std::string& list, const std::string& name) {
-  return ("," + list + ",").find("," + name + ",") != std::string::npos;
-}
-
-// Zeroed, aligned to 2 MB, on pages of the size asked for, as far as the system has them; lives as long as the process.
-std::byte* pages(size_t bytes, bool large) {
-  constexpr size_t kLarge = size_t{2} << 20;
-  const size_t size = (bytes + kLarge - 1) / kLarge * kLarge + kLarge;
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) std::perror("prefill_bench: mmap"), std::exit(1);
-  const auto at = (reinterpret_cast<uintptr_t>(data) + kLarge - 1) / kLarge * kLarge;
-  static_cast<void>(madvise(reinterpret_cast<void*>(at), size - kLarge, large ? MADV_HUGEPAGE : MADV_NOHUGEPAGE));
-  return reinterpret_cast<std::byte*>(at);
-}
-
-struct Fast {
-  uint64_t state = 88172645463325252u;
-  uint64_t operator()() { return state ^= state << 13, state ^= state >> 7, state ^= state << 17; }
-  double uniform() { return double((*this)() >> 11) * 0x1p-53; }
 };
 
 const char* name_of(DType dtype) { return dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16"; }
@@ -112,30 +65,6 @@ Factors make_factors(DType dtype, uint32_t n, uint32_t k, Fast& random, bool lar
   return f;
 }
 
-struct Rows {
-  Matrix matrix;
-  Rows(size_t rows, uint32_t width, Fast* random) {
-    const size_t stride = padded(width * 4, 64);
-    matrix = {pages(rows * stride, false), stride, uint32_t(rows), width, DType::f32};
-    for (size_t r = 0; random && r < rows; ++r)
-      for (size_t c = 0; c < width; ++c) matrix.row<float>(r)[c] = float(random->uniform() + random->uniform() - 1);
-  }
-};
-
-struct Bench {
-  Scratch scratch;
-  Step step{};
-
-  // Seconds of one call on the lease that is held.
-  double run(Kernel linear, const Call& call) {
-    const auto start = Clock::now();
-    linear({step, ThreadPool::shared(), scratch}, call);
-    const double taken = since(start);
-    scratch.reset();
-    return taken;
-  }
-};
-
 struct Product {
   Call call{};
   op::linear::Params params;
@@ -153,13 +82,6 @@ struct Product {
   Product(const Product&) = delete;
   const Call& operator()() { return call.params = &params, call; }
 };
-
-uint64_t digest(const Matrix& m) {
-  uint64_t hash = 1469598103934665603u;
-  for (size_t r = 0; r < m.rows; ++r)
-    for (size_t c = 0; c < m.width; ++c) hash = (hash ^ m.row<uint32_t>(r)[c]) * 1099511628211u;
-  return hash;
-}
 
 // All exact contenders give the bits of the first; returns whether they do.
 bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool large) {
@@ -184,7 +106,7 @@ bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool larg
             Product p(f, branches, n, k, x.matrix, out.matrix,
                       branches == 2 ? Weight{reinterpret_cast<std::byte*>(norm.data()), 1, k, DType::f32, Layout::row} : Weight{},
                       residual.matrix);
-            bench.run(c.linear, p());
+            bench.run(c.kernel, Step{}, p());
             const uint64_t got = digest(out.matrix);
             if (&c == &contenders[0]) expected = got;
             if (got != expected) {
@@ -228,26 +150,9 @@ struct Stack {
   }
 };
 
-double quantile(std::vector<double> v, double q) {
-  std::sort(v.begin(), v.end());
-  return v.empty() ? 0 : v[size_t(q * double(v.size() - 1))];
-}
-double median(std::vector<double> v) { return quantile(std::move(v), 0.5); }
-
-cpu::Ceilings ceilings_of(const cpu::InstructionSet& set, unsigned threads) {
-  cpu::Ceilings ceilings;
-  if (cpu::measure_ceilings(set, threads, ceilings)) std::fprintf(stderr, "prefill_bench: no memory\n"), std::exit(1);
-  return ceilings;
-}
 // Peak of the unit that multiplies a format, in operations a second.
 double peak(const cpu::Ceilings& ceilings, DType dtype) {
-  const std::string unit = dtype == DType::bf16 ? "bf16" : "i8";
-  double best = 0;
-  for (const cpu::Measurement& m : ceilings.measurements) {
-    const bool own = std::string(m.name).starts_with(unit) || !std::strcmp(m.name, "f32");
-    if (own) best = std::max(best, median(m.samples) * 1e9);
-  }
-  return best;
+  return 1e9 * std::max(ceiling(ceilings, dtype == DType::bf16 ? "bf16" : "i8"), ceiling(ceilings, "f32"));
 }
 
 // seconds[contender][shape]: of each call, a round after the other.
@@ -257,7 +162,7 @@ void one_round(Bench& bench, Stack& stack, const std::vector<Contender>& contend
   for (size_t i = 0; i < contenders.size(); ++i) {
     const size_t c = (first + i) % contenders.size();
     for (auto& layer : stack.layers)
-      for (size_t s = 0; s < kShapeCount; ++s) times[c][s].push_back(bench.run(contenders[c].linear, (*layer[s])()));
+      for (size_t s = 0; s < kShapeCount; ++s) times[c][s].push_back(bench.run(contenders[c].kernel, Step{}, (*layer[s])()));
   }
 }
 
@@ -304,10 +209,7 @@ Options parse(int argc, char** argv) {
   Options o;
   for (int i = 1; i < argc; ++i) {
     const std::string a = argv[i];
-    const auto value = [&]() -> const char* {
-      if (i + 1 == argc) std::fprintf(stderr, "prefill_bench: %s wants a value\n", argv[i]), std::exit(2);
-      return argv[++i];
-    };
+    const auto value = [&] { return value_of(argc, argv, i); };
     if (a == "--seconds") o.seconds = std::atof(value());
     else if (a == "--threads") o.threads = unsigned(std::atoi(value()));
     else if (a == "--rows") o.rows = size_t(std::atoi(value()));
@@ -320,33 +222,14 @@ Options parse(int argc, char** argv) {
   return o;
 }
 
-// The best instruction set, then its variants; the one before it too, where nothing else would hold its bits.
-std::vector<Contender> contenders_of(const Options& o) {
-  std::vector<Contender> all;
-  for (const cpu::InstructionSet& set : cpu::instruction_sets())
-    if (set.table && all.size() < 2) all.push_back({set.name, set.table->kernels[op::linear::id], true});
-  if (kRunsVariants || all[0].name == "amx") {
-#define V(name, exact) all.push_back({#name, cpu::name::linear, exact});
-    INGOT_VARIANTS
-#undef V
-  }
-  std::vector<Contender> chosen;
-  for (const Contender& c : all)
-    if (o.only.empty() || listed(o.only, c.name)) chosen.push_back(c);
-  return chosen;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   const Options o = parse(argc, argv);
   const FlushDenormals flush;
-  std::vector<Contender> contenders = contenders_of(o);
-  if (contenders.empty()) return std::fprintf(stderr, "prefill_bench: nothing of that name\n"), 2;
-  const cpu::InstructionSet* best = nullptr;
-  for (const cpu::InstructionSet& set : cpu::instruction_sets())
-    if (set.table && !best) best = &set;
-  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best->name, o.threads);
+  std::vector<Contender> contenders = contenders_of(op::linear::id, o.only);
+  const cpu::InstructionSet& best = best_set();
+  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best.name, o.threads);
   Bench bench;
   bool same;
   {
@@ -369,18 +252,18 @@ int main(int argc, char** argv) {
   std::vector<Stack> stacks;
   for (DType dtype : {DType::i4, DType::i8, DType::bf16})
     if (listed(o.formats, name_of(dtype))) stacks.emplace_back(dtype, o.rows, o.large_pages);
-  const cpu::Ceilings before = ceilings_of(*best, o.threads);
+  const cpu::Ceilings before = ceilings_of(best, o.threads);
   std::vector<Times> times(stacks.size(), Times(contenders.size()));
   {
     const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
     for (Stack& stack : stacks)  // scratch grows
       for (const Contender& c : contenders)
-        for (auto& product : stack.layers[0]) bench.run(c.linear, (*product)());
+        for (auto& product : stack.layers[0]) bench.run(c.kernel, Step{}, (*product)());
     const auto start = Clock::now();
     for (size_t round = 0; round < 1 || since(start) < o.seconds; ++round)
       for (size_t i = 0; i < stacks.size(); ++i) one_round(bench, stacks[i], contenders, round * 7, times[i]);
   }
-  const cpu::Ceilings after = ceilings_of(*best, o.threads);
+  const cpu::Ceilings after = ceilings_of(best, o.threads);
   for (size_t i = 0; i < stacks.size(); ++i) {
     const double most = std::max(peak(before, stacks[i].dtype), peak(after, stacks[i].dtype));
     report(stacks[i], contenders, times[i], o.rows, most);
