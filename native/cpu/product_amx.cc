@@ -7,7 +7,6 @@
 
 #if defined(INGOT_ISA_amx)
 
-#include "expand.h"
 #include "product_amx_steps.h"
 
 namespace ingot::cpu::INGOT_ISA {
@@ -46,9 +45,8 @@ class TileProduct {
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
         const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
-        for (size_t t = range.begin; t < range.end; t += panel_tiles()) {
-          panel({t, range.end - t < panel_tiles() ? range.end : t + panel_tiles()}, pass, workspaces[thread]);
-        }
+        if (few_) few_rows(range, pass, workspaces[thread]);
+        else many_rows(range, pass, workspaces[thread]);
       }
     });
   }
@@ -62,7 +60,7 @@ class TileProduct {
   TileWorkspace workspace(const Context& context) const {
     const size_t blocks = blocks_of({0, x_.rows < kPassRows ? x_.rows : kPassRows});
     Unscaled* unscaled = context.scratch.take<Unscaled>(1);
-    unscaled->second = false, unscaled->acc = nullptr;
+    unscaled->second = false, unscaled->acc = nullptr, unscaled->shape = {};
     return {context.scratch.take<TileSums<float>>(panel_tiles() / 2 * blocks), unscaled,
             ready_ ? nullptr : context.scratch.take<std::byte>(4 * kPieceSteps * kTileBytes)};
   }
@@ -77,7 +75,7 @@ class TileProduct {
     return factors_.weight.as<std::byte>() + (tile * k_ + k) * kColumnBytes / (halves_ ? 2 : 1);
   }
 
-  // A piece of one output tile.
+  // A piece of one output tile, prepared in `buffer` unless it is ready.
   const std::byte* weights(size_t tile, Range piece, std::byte* buffer) const {
     const size_t from = piece.begin * Tiles::kStep, to = piece.end * Tiles::kStep;
     if (ready_) return stored(tile, from);
@@ -88,47 +86,76 @@ class TileProduct {
     return buffer;
   }
 
-  // A piece of a pair of output tiles; `slot` of two tells apart what is being read from what is being prepared.
-  TileOperands operands(Range pair, Range piece, size_t slot, const TileWorkspace& w) const {
+  // Where output tile t of a pair is prepared; `slot` of two tells apart what is being read from what is being prepared.
+  std::byte* buffer(size_t t, size_t slot, const TileWorkspace& w) const {
+    return w.weights + (2 * slot + t) * kPieceSteps * kTileBytes;
+  }
+
+  // A piece of a pair of output tiles; of int4 where it will be expanded, if `later`.
+  TileOperands operands(Range pair, Range piece, size_t slot, const TileWorkspace& w, bool later = false) const {
     TileOperands o{};
     const size_t blocks = ceil_div(k_, kQuantBlock), block = piece.begin * Tiles::kStep / kQuantBlock;
     for (size_t t = 0; pair.begin + t < pair.end; ++t) {
-      o.weights[t] = weights(pair.begin + t, piece, w.weights + (2 * slot + t) * kPieceSteps * kTileBytes);
+      o.weights[t] = later ? buffer(t, slot, w) : weights(pair.begin + t, piece, buffer(t, slot, w));
       o.weight_scales[t] = factors_.scales.as<uint16_t>() + ((pair.begin + t) * blocks + block) * kLanes;
     }
     return o;
   }
 
-  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
-    if (few_) few_rows(tiles, rows, w);
-    else many_rows(tiles, rows, w);
-    add_scaled<2, 2>(*w.unscaled);
-    finish_rows(tiles, rows, w);
-  }
+  static Range pair_at(Range tiles, size_t t) { return {t, tiles.end - t < 2 ? tiles.end : t + 2}; }
 
-  // Few rows pass a pair of tiles at a time; a piece of it is prepared while tiles multiply the last.
-  void few_rows(Range pair, Range rows, const TileWorkspace& w) const {
-    const size_t blocks = blocks_of(rows);
-    TileOperands o = operands(pair, piece_at(0), 0, w);
-    for (size_t begin = 0, slot = 1; begin < x_.steps; begin += x_.piece_steps, slot = 1 - slot) {
-      const size_t after = begin + x_.piece_steps;
-      const TileOperands next = after < x_.steps ? operands(pair, piece_at(after), slot, w) : TileOperands{};
-      const PrefetchWeights ahead{o.weights[0], o.weights[pair.end - pair.begin > 1]};
-      for (size_t b = 0; b < blocks; ++b) {
-        if (b == 0 && ready_) multiply(pair, rows, b, piece_at(begin), o, ahead, w.sums[b], *w.unscaled);
-        else multiply(pair, rows, b, piece_at(begin), o, NoPrefetch{}, w.sums[b], *w.unscaled);
-        add_scaled<2, 2>(*w.unscaled);  // later, it would wait beside weights that are being expanded
+  // Few rows pass a pair of tiles at a time; a piece is prepared while tiles multiply the one before.
+  void few_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    size_t slot = 0;
+    TileOperands o = operands(pair_at(tiles, tiles.begin), piece_at(0), slot, w);
+    for (size_t t = tiles.begin; t < tiles.end; t += 2) {
+      const Range pair = pair_at(tiles, t);
+      for (size_t begin = 0; begin < x_.steps; begin += x_.piece_steps) {
+        const Range piece = piece_at(begin);
+        const bool last = piece.end == x_.steps;
+        const Range next_pair = last && t + 2 < tiles.end ? pair_at(tiles, t + 2) : pair;
+        const Range next_piece = !last ? piece_at(piece.end) : t + 2 < tiles.end ? piece_at(0) : Range{};
+        slot = 1 - slot;
+        const TileOperands next = next_piece.end ? operands(next_pair, next_piece, slot, w, halves_) : TileOperands{};
+        if (halves_) {
+          const ExpandNext expand{&factors_, k_, next_pair, next_piece, {buffer(0, slot, w), buffer(1, slot, w)}};
+          few_blocks(pair, rows, piece, o, expand, w);
+          for (size_t i = piece.end - piece.begin; i < next_piece.end - next_piece.begin; ++i) expand(i);
+        } else if (ready_) {
+          few_blocks(pair, rows, piece, o, PrefetchWeights{o.weights[0], o.weights[pair.end - pair.begin > 1]}, w);
+        } else {
+          few_blocks(pair, rows, piece, o, Nothing{}, w);
+        }
+        o = next;
       }
-      o = next;
+      add_scaled(*w.unscaled);
+      finish_rows(pair, rows, w);
     }
   }
 
+  // All of few rows pass a piece of a pair of tiles; `meanwhile` is done beside the first block of them.
+  template <class Meanwhile>
+  void few_blocks(Range pair, Range rows, Range piece, const TileOperands& o, const Meanwhile& meanwhile,
+                  const TileWorkspace& w) const {
+    multiply(pair, rows, 0, piece, o, meanwhile, w.sums[0], *w.unscaled);
+    for (size_t b = 1; b < blocks_of(rows); ++b) multiply(pair, rows, b, piece, o, Nothing{}, w.sums[b], *w.unscaled);
+  }
+
   void many_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    for (size_t t = tiles.begin; t < tiles.end; t += kPanelTiles) {
+      const Range part{t, tiles.end - t < kPanelTiles ? tiles.end : t + kPanelTiles};
+      panel(part, rows, w);
+      add_scaled(*w.unscaled);
+      finish_rows(part, rows, w);
+    }
+  }
+
+  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
     const size_t blocks = blocks_of(rows);
     for (size_t begin = 0; begin < x_.steps; begin += x_.piece_steps) {
       const Range piece = piece_at(begin);
       for (size_t t = tiles.begin; t < tiles.end; t += 2) {
-        const Range pair{t, tiles.end - t < 2 ? tiles.end : t + 2};
+        const Range pair = pair_at(tiles, t);
         const TileOperands o = operands(pair, piece, 0, w);
         PrefetchNext next = next_of(tiles, t, blocks, piece);
         for (size_t b = 0; b < blocks; ++b) {
@@ -150,24 +177,17 @@ class TileProduct {
   }
 
   // Adds a piece of K of a block of rows times a pair of tiles.
-  template <class Prefetch>
-  void multiply(Range pair, Range rows, size_t block, Range piece, TileOperands o, const Prefetch& prefetch,
+  template <class Meanwhile>
+  void multiply(Range pair, Range rows, size_t block, Range piece, TileOperands o, const Meanwhile& meanwhile,
                 TileSums<float>& acc, Unscaled& unscaled) const {
     const size_t row = rows.begin + block * kBlockRows, steps = piece.end - piece.begin;
     for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileHeight, piece.begin);
     o.row_scales = x_.scales + piece.begin * Tiles::kStep / kQuantBlock * x_.rows + row;
     o.row_stride = x_.rows;
-    const bool first = piece.begin == 0, two_rows = rows.end - row > kTileHeight, two_tiles = pair.end - pair.begin > 1;
-    if (two_rows && two_tiles) return add_steps<2, 2>(Tiles{}, o, steps, first, prefetch, acc, unscaled);
-    // At an edge: nothing waits before or after.
-    add_scaled<2, 2>(unscaled);
-    const auto rest = [&]<int R, int T>() {
-      add_steps<R, T>(Tiles{}, o, steps, first, prefetch, acc, unscaled);
-      add_scaled<R, T>(unscaled);
-    };
-    if (two_rows) rest.template operator()<2, 1>();
-    else if (two_tiles) rest.template operator()<1, 2>();
-    else rest.template operator()<1, 1>();
+    with_shape({rows.end - row > kTileHeight, pair.end - pair.begin > 1}, [&]<int R, int T>() {
+      if (unscaled.shape != TileShape{R > 1, T > 1}) add_scaled(unscaled);
+      add_steps<R, T>(Tiles{}, o, steps, piece.begin == 0, meanwhile, acc, unscaled);
+    });
   }
 
   void finish_rows(Range tiles, Range rows, const TileWorkspace& w) const {

@@ -1,5 +1,8 @@
 // The register block of an AMX product: up to 32 rows by 32 outputs, over a run of steps along K.
 #pragma once
+#include <algorithm>
+
+#include "expand.h"
 #include "product_amx_rows.h"
 
 namespace ingot::cpu::INGOT_ISA {
@@ -18,17 +21,30 @@ struct TileOperands {
   size_t row_stride;
 };
 
+// A block of one or two row tiles by one or two output tiles.
+struct TileShape {
+  bool two_rows = false, two_tiles = false;
+  bool operator==(const TileShape&) const = default;
+};
+// Calls f with the row and output tiles of a shape as constants.
+template <class F>
+inline void with_shape(TileShape shape, const F& f) {
+  if (shape.two_rows) shape.two_tiles ? f.template operator()<2, 2>() : f.template operator()<2, 1>();
+  else shape.two_tiles ? f.template operator()<1, 2>() : f.template operator()<1, 1>();
+}
+
 // Integer sums of a block along K that wait to be scaled: that is done while tiles multiply the next block, whichever.
 struct Unscaled {
   alignas(64) TileSums<int32_t> sums[2];
   bool second = false;                // which of them waits
   TileSums<float>* acc = nullptr;     // nullptr: none does
+  TileShape shape;
   const uint16_t* weight_scales[2] = {};
   const float* row_scales = nullptr;
 };
 
-// What is prefetched meanwhile, at each step i of a run.
-struct NoPrefetch {
+// What is done meanwhile, at each step i of a run.
+struct Nothing {
   void operator()(size_t) const {}
 };
 
@@ -42,6 +58,39 @@ struct PrefetchWeights {
         _mm_prefetch(weights + i * kTileBytes + kAhead + line, _MM_HINT_T0);
       }
     }
+  }
+};
+
+// The next int4 weights, expanded while tiles multiply those before: memory is read throughout.
+struct ExpandNext {
+  static constexpr size_t kAhead = 4096;  // in each of two streams
+  const Factors* factors;
+  size_t k;               // padded to 32
+  Range tiles, piece;     // up to two output tiles; steps along K, or none
+  std::byte* buffers[2];  // of each output tile
+
+  // Step i of the piece, if it has so many.
+  void operator()(size_t i) const {
+    if (piece.begin + i >= piece.end) return;
+    const size_t from = (piece.begin + i) * Int8Tiles::kStep, to = std::min(from + Int8Tiles::kStep, k);
+    for (size_t t = 0; t < tiles.end - tiles.begin; ++t) {
+      const size_t tile = tiles.begin + t;
+      std::byte* out = buffers[t] + i * kTileBytes;
+      if (to - from < Int8Tiles::kStep) std::memset(out, 0, kTileBytes);
+      prefetch_scales(tile + 2, from);
+      expand_tile(*factors, k, tile, {from, to}, reinterpret_cast<int8_t*>(out), ahead(from));
+    }
+  }
+
+ private:
+  // Past its end a stream goes on two tiles later.
+  ptrdiff_t ahead(size_t from) const {
+    const size_t column = kLanes / 2;
+    return ptrdiff_t(kAhead + (from * column + kAhead < k * column ? 0 : k * column));
+  }
+  void prefetch_scales(size_t tile, size_t from) const {
+    __builtin_prefetch(factors->sub_scales.as<int8_t>() + (tile * (k / kQuantGroup) + from / kQuantGroup) * kLanes);
+    __builtin_prefetch(factors->scales.as<uint16_t>() + (tile * ceil_div(k, kQuantBlock) + from / kQuantBlock) * kLanes);
   }
 };
 
@@ -122,15 +171,15 @@ inline void store_tiles(TileSums<Element>& sums) {
 }
 
 // acc = x . weights over `steps`, plus acc unless they are the first.
-template <int R, int T, class Prefetch>
-void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first, const Prefetch& prefetch,
+template <int R, int T, class Meanwhile>
+void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first, const Meanwhile& meanwhile,
                TileSums<float>& acc, Unscaled&) {
   const TileOperands o = operands;
   asm volatile("" ::: "memory");  // tile loads do not say that they read
   if (first) zero_tiles<R, T>();
   else load_tiles<R, T>(acc);
   for (size_t i = 0; i < steps; ++i) {
-    prefetch(i);
+    meanwhile(i);
     add_step<Bf16Tiles, R, T>(o, i);
   }
   store_tiles<R, T>(acc);
@@ -160,15 +209,17 @@ inline void add_scaled(const Unscaled& u, size_t quarter) {
 }
 
 // What waits, if anything does.
-template <int R, int T>
-void add_scaled(Unscaled& u) {
-  for (size_t quarter = 0; u.acc && quarter < 4; ++quarter) add_scaled<R, T>(u, quarter);
+inline void add_scaled(Unscaled& u) {
+  if (!u.acc) return;
+  with_shape(u.shape, [&]<int R, int T>() {
+    for (size_t quarter = 0; quarter < 4; ++quarter) add_scaled<R, T>(u, quarter);
+  });
   u.acc = nullptr;
 }
 
-// The sums of the last block are left in `unscaled`; what waits there before is of as many rows and outputs.
-template <int R, int T, class Prefetch>
-void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first, const Prefetch& prefetch,
+// The sums of the last block are left in `unscaled`; what waits there before is of the same shape.
+template <int R, int T, class Meanwhile>
+void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first, const Meanwhile& meanwhile,
                TileSums<float>& acc, Unscaled& unscaled) {
   constexpr size_t kBlockSteps = kQuantBlock / Int8Tiles::kStep;
   static_assert(kBlockSteps == 4, "a quarter of the last block is scaled at each step");
@@ -181,7 +232,7 @@ void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first
     for (size_t i = 0; i < kBlockSteps; ++i) {
       const size_t at = block * kBlockSteps + i;
       if (at < steps) {
-        prefetch(at);
+        meanwhile(at);
         add_step<Int8Tiles, R, T>(o, at);
       }
       if (unscaled.acc) add_scaled<R, T>(unscaled, i);
@@ -190,6 +241,7 @@ void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first
     store_tiles<R, T>(unscaled.sums[unscaled.second]);
     asm volatile("" ::: "memory");
     unscaled.acc = &acc;
+    unscaled.shape = {R > 1, T > 1};
     for (int t = 0; t < T; ++t) unscaled.weight_scales[t] = o.weight_scales[t] + block * kLanes;
     unscaled.row_scales = o.row_scales + block * o.row_stride;
   }
