@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kTileRows = kHasTiles ? 32 : 36;  // that share one pass over keys and values: whole blocks of rows
 constexpr size_t kLeastRows = 8;                   // below which splitting a tile gains nothing
+constexpr size_t kLeastInt8Rows = 5;               // of a sequence, from which int8 is worth converting for AMX
 
 // Rows [first, first + count) of a sequence's rows of this step, in order of token, then head of the group.
 struct Tile { uint32_t sequence, first, count, split, splits; };  // splits that its rows see
@@ -54,6 +55,13 @@ struct Attention {
   size_t sees_to(const Tile& tile, size_t at) const {
     const int32_t* start = context.step.sequence_start + tile.sequence;
     return p.causal ? at + 1 : size_t(start[1] - start[0]);
+  }
+  // Of a sequence in this step.
+  size_t most_rows() const {
+    const int32_t* start = context.step.sequence_start;
+    size_t most = 0;
+    for (size_t s = 0; s < context.step.sequences; ++s) most = std::max(most, size_t(start[s + 1] - start[s]) * group);
+    return most;
   }
   // Position of a tile's row.
   size_t row_position(const Tile& tile, size_t row) const {
@@ -96,7 +104,7 @@ Attention::Attention(const Context& context, const Call& call)
   }
   dtype = pages.state.dtype;
   rounds = dtype == DType::bf16 || dtype == DType::i8;
-  tiles = kHasTiles && rounds && dim >= 32;
+  tiles = kHasTiles && rounds && dim >= 32 && (dtype != DType::i8 || most_rows() >= kLeastInt8Rows);
   query_elements = tiles ? round_up(dim, 32) : dim;
   // Tiles read whole, so past the last row.
   queries = context.scratch.take<std::byte>((step.tokens * p.heads + kLanes) * query_bytes());

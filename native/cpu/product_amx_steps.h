@@ -63,7 +63,6 @@ struct PrefetchWeights {
 
 // The next int4 weights, expanded while tiles multiply those before: memory is read throughout.
 struct ExpandNext {
-  static constexpr size_t kAhead = 4096;  // in each of two streams
   const Factors* factors;
   size_t k;               // padded to 32
   Range tiles, piece;     // up to two output tiles; steps along K, or none
@@ -85,8 +84,8 @@ struct ExpandNext {
  private:
   // Past its end a stream goes on two tiles later.
   ptrdiff_t ahead(size_t from) const {
-    const size_t column = kLanes / 2;
-    return ptrdiff_t(kAhead + (from * column + kAhead < k * column ? 0 : k * column));
+    const size_t bytes = k * kLanes / 2, at = from * kLanes / 2;
+    return ptrdiff_t(kExpandAhead + (at + kExpandAhead < bytes ? 0 : bytes));
   }
   void prefetch_scales(size_t tile, size_t from) const {
     __builtin_prefetch(factors->sub_scales.as<int8_t>() + (tile * (k / kQuantGroup) + from / kQuantGroup) * kLanes);
