@@ -56,7 +56,7 @@ struct Attention {
     const int32_t* start = context.step.sequence_start + tile.sequence;
     return p.causal ? at + 1 : size_t(start[1] - start[0]);
   }
-  // Of a sequence in this step.
+  // Of the sequence that has most of them in this step.
   size_t most_rows() const {
     const int32_t* start = context.step.sequence_start;
     size_t most = 0;

@@ -9,7 +9,7 @@ namespace ingot::cpu::INGOT_ISA::paged {
 inline constexpr bool kHasTiles = true;
 
 inline void prefetch(const uint16_t* from, size_t elements) {
-  for (size_t i = 0; i < elements; i += 32) __builtin_prefetch(from + i, 0, 2);
+  for (size_t i = 0; i < elements; i += 32) __builtin_prefetch(from + i, 0, kIntoL2);
 }
 
 // Scores of R x 16 queries against the 32 positions of a page. Tiles 0-3 hold sums, 4-5 queries, 6-7 keys. The last

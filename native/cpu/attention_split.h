@@ -41,7 +41,7 @@ inline void add_pairs(const float* x, size_t stride, const typename S::Element* 
       b[t] = S::odd(tile + t * tile_stride, i);
       if (distance) {
         const char* at = reinterpret_cast<const char*>(tile + t * tile_stride) + i * kLines + distance;
-        for (size_t line = 0; line < kLines; line += 64) __builtin_prefetch(at + line, 0, 2);
+        for (size_t line = 0; line < kLines; line += 64) __builtin_prefetch(at + line, 0, kIntoL2);
       }
     }
 #pragma GCC unroll 8
@@ -168,7 +168,7 @@ struct TilePages {
     for (size_t i = 0; i < count; ++i, wide += elements) {
       const char* ahead = i + 1 < count ? reinterpret_cast<const char*>(from[i + 1]) : static_cast<const char*>(after);
       for (size_t e = 0; e < elements; e += 2 * kLanes) {
-        if (ahead && e % kLine == 0) __builtin_prefetch(ahead + e, 0, 2);
+        if (ahead && e % kLine == 0) __builtin_prefetch(ahead + e, 0, kIntoL2);
         store_pairs(wide + e, load_even(from[i] + e), load_odd(from[i] + e));
       }
       pages[i] = wide;

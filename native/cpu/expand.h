@@ -18,7 +18,7 @@ inline void expand_tile(const Factors& factors, size_t k, size_t tile, Range ks,
   for (size_t g = ks.begin / kQuantGroup; g < ks.end / kQuantGroup; ++g) {
     const Int4Expander expander(sub_scales + g * kLanes);
     for (size_t i = 0; i < kGroupBytes; i += kVectorBytes, out += 2 * kVectorBytes) {
-      __builtin_prefetch(nibbles + g * kGroupBytes + i + ahead, 0, 2);
+      __builtin_prefetch(nibbles + g * kGroupBytes + i + ahead, 0, kIntoL2);
       expander.expand(nibbles + g * kGroupBytes + i, out);
     }
   }

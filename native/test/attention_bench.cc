@@ -4,7 +4,8 @@
 //
 // Every kernel is checked for bits against the first, outputs and state, over odd steps; then all take turns over states
 // that no cache holds (--layers: of so many layers), one after the other as layers of a model are: medians over calls,
-// and their share of the read limit measured in the same run. `quiet` is of the quickest tenth of the calls (see prefill_bench).
+// and their share of the read limit measured in the same run. `quiet` is of the quickest tenth of the calls, as in
+// prefill_bench.
 #define INGOT_KERNEL attention
 #include <array>
 

@@ -103,9 +103,8 @@ bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool larg
           for (const Contender& c : contenders) {
             if (!c.exact) continue;
             for (size_t r = 0; r < m; ++r) std::memset(out.matrix.row<float>(r), 0, out.matrix.stride);
-            Product p(f, branches, n, k, x.matrix, out.matrix,
-                      branches == 2 ? Weight{reinterpret_cast<std::byte*>(norm.data()), 1, k, DType::f32, Layout::row} : Weight{},
-                      residual.matrix);
+            const Weight ones{reinterpret_cast<std::byte*>(norm.data()), 1, k, DType::f32, Layout::row};
+            Product p(f, branches, n, k, x.matrix, out.matrix, branches == 2 ? ones : Weight{}, residual.matrix);
             bench.run(c.kernel, Step{}, p());
             const uint64_t got = digest(out.matrix);
             if (&c == &contenders[0]) expected = got;
