@@ -56,12 +56,12 @@ struct Attention {
     const int32_t* start = context.step.sequence_start + tile.sequence;
     return p.causal ? at + 1 : size_t(start[1] - start[0]);
   }
-  // Of the sequence that has most of them in this step.
-  size_t most_rows() const {
+  // Of the sequence that takes most tokens in this step.
+  size_t rows_of_longest() const {
     const int32_t* start = context.step.sequence_start;
-    size_t most = 0;
-    for (size_t s = 0; s < context.step.sequences; ++s) most = std::max(most, size_t(start[s + 1] - start[s]) * group);
-    return most;
+    size_t rows = 0;
+    for (size_t s = 0; s < context.step.sequences; ++s) rows = std::max(rows, size_t(start[s + 1] - start[s]) * group);
+    return rows;
   }
   // Position of a tile's row.
   size_t row_position(const Tile& tile, size_t row) const {
@@ -104,7 +104,7 @@ Attention::Attention(const Context& context, const Call& call)
   }
   dtype = pages.state.dtype;
   rounds = dtype == DType::bf16 || dtype == DType::i8;
-  tiles = kHasTiles && rounds && dim >= 32 && (dtype != DType::i8 || most_rows() >= kLeastInt8Rows);
+  tiles = kHasTiles && rounds && dim >= 32 && (dtype != DType::i8 || rows_of_longest() >= kLeastInt8Rows);
   query_elements = tiles ? round_up(dim, 32) : dim;
   // Tiles read whole, so past the last row.
   queries = context.scratch.take<std::byte>((step.tokens * p.heads + kLanes) * query_bytes());

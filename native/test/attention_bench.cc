@@ -16,13 +16,9 @@ using namespace ingot::test;
 
 namespace {
 
-struct Options {
-  double seconds = 20;
-  unsigned threads = 2;
+struct Options : VariantOptions {
   size_t sequences = 8, context = 256, layers = 0;
   std::array<uint32_t, 3> heads{32, 8, 64};  // of queries, of keys, their size: a Llama-3.2-1B
-  std::string only;
-  bool large_pages = false, check = false;
 };
 
 const char* name_of(DType dtype) { return dtype == DType::i8 ? "q8" : "bf16"; }
@@ -30,30 +26,17 @@ const char* name_of(DType dtype) { return dtype == DType::i8 ? "q8" : "bf16"; }
 // A step of sequences, each of which has `past` positions and takes `tokens` more, and what a layer computes of it.
 struct Layers {
   DType dtype;
-  Step step{};
+  EvenStep step;
   op::attention::Params params{};
   std::vector<State> states;  // of each layer
-  std::vector<int32_t> positions, owners, starts{0}, table;
   std::vector<float> inv_freq;
   Matrix q, k, v, out;
   size_t bytes;  // of a state
 
   Layers(DType dtype, std::array<uint32_t, 3> shape, size_t sequences, size_t tokens, size_t past, size_t layers, bool large)
-      : dtype(dtype) {
+      : dtype(dtype), step(sequences, tokens, past) {
     const auto [heads, kv_heads, dim] = shape;
-    const size_t blocks = spans(past + tokens, kBlockTokens), rows = sequences * tokens;
-    for (size_t s = 0; s < sequences; ++s) {
-      for (size_t t = 0; t < tokens; ++t) positions.push_back(int32_t(past + t)), owners.push_back(int32_t(s));
-      starts.push_back(int32_t(positions.size()));
-      for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(b * sequences + s));
-    }
-    step.tokens = uint32_t(rows);
-    step.sequences = uint32_t(sequences);
-    step.blocks_per_sequence = uint32_t(blocks);
-    step.positions = positions.data();
-    step.token_sequence = owners.data();
-    step.sequence_start = starts.data();
-    step.block_table = table.data();
+    const size_t blocks = step.blocks_per_sequence, rows = step.tokens;
     params.heads = heads;
     params.kv_heads = kv_heads;
     params.head_dim = dim;
@@ -140,48 +123,35 @@ void report(const Layers& layers, const std::vector<Contender>& contenders,
   std::fflush(stdout);
 }
 
-Options parse(int argc, char** argv) {
+Options options_of(int argc, char** argv) {
   Options o;
-  for (int i = 1; i < argc; ++i) {
-    const std::string a = argv[i];
-    const auto value = [&] { return value_of(argc, argv, i); };
-    if (a == "--seconds") o.seconds = std::atof(value());
-    else if (a == "--threads") o.threads = unsigned(std::atoi(value()));
-    else if (a == "--sequences") o.sequences = size_t(std::atoi(value()));
+  o.seconds = 20;
+  parse(argc, argv, o, [&](const std::string& a, const auto& value) {
+    auto& [heads, kv_heads, dim] = o.heads;
+    if (a == "--sequences") o.sequences = size_t(std::atoi(value()));
     else if (a == "--context") o.context = size_t(std::atoi(value()));
-    else if (a == "--heads") {
-      if (std::sscanf(value(), "%u,%u,%u", &o.heads[0], &o.heads[1], &o.heads[2]) != 3 || !o.heads[1] ||
-          o.heads[0] % o.heads[1]) {
-        std::fprintf(stderr, "attention_bench: --heads wants queries, keys that divide them, and their size: 32,8,64\n");
-        std::exit(2);
-      }
-    } else if (a == "--layers") o.layers = size_t(std::atoi(value()));
-    else if (a == "--only") o.only = value();
-    else if (a == "--large-pages") o.large_pages = true;
-    else if (a == "--check") o.check = true;
-    else std::fprintf(stderr, "attention_bench: unknown option %s\n", argv[i]), std::exit(2);
+    else if (a == "--layers") o.layers = size_t(std::atoi(value()));
+    else if (a != "--heads" || std::sscanf(value(), "%u,%u,%u", &heads, &kv_heads, &dim) != 3) return false;
+    return true;
+  });
+  const auto [heads, kv_heads, dim] = o.heads;
+  if (!o.sequences || !o.context || !dim || dim % 2 || !heads || !kv_heads || heads % kv_heads) {
+    std::fprintf(stderr, "attention_bench: --sequences and --context from 1; --heads queries, keys that divide them, and "
+                         "their even size: 32,8,64\n");
+    std::exit(2);
   }
-  if (!o.sequences || !o.context || !o.threads) std::fprintf(stderr, "attention_bench: numbers from 1\n"), std::exit(2);
   return o;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Options o = parse(argc, argv);
+  const Options o = options_of(argc, argv);
   const FlushDenormals flush;
   const std::vector<Contender> contenders = contenders_of(op::attention::id, o.only);
   const cpu::InstructionSet& best = best_set();
-  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best.name, o.threads);
   Bench bench;
-  bool same;
-  {
-    const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
-    bench.scratch.set_noisy(true);
-    same = same_bits(bench, contenders);
-    bench.scratch.set_noisy(false);
-  }
-  std::printf("bits: %s\n", same ? "all the same" : "DIFFER");
+  const bool same = check_bits(bench, o.threads, [&] { return same_bits(bench, contenders); });
   if (o.check) return same ? 0 : 1;
   for (DType dtype : {DType::bf16, DType::i8}) {
     constexpr size_t kLeastBytes = size_t{1} << 30;

@@ -32,6 +32,30 @@ inline const std::vector<cpu::InstructionSet>& tested_sets() {
   return sets;
 }
 
+inline size_t spans(size_t cols, size_t span) { return (cols + span - 1) / span; }
+
+// A step of sequences that have `past` positions each and take `tokens` more; blocks were dealt to them in turns.
+struct EvenStep : Step {
+  std::vector<int32_t> at, owners, starts{0}, table;
+
+  EvenStep(size_t count, size_t each, size_t past) : Step{} {
+    const size_t blocks = spans(past + each, kBlockTokens);
+    for (size_t s = 0; s < count; ++s) {
+      for (size_t t = 0; t < each; ++t) at.push_back(int32_t(past + t)), owners.push_back(int32_t(s));
+      starts.push_back(int32_t(at.size()));
+      for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(b * count + s));
+    }
+    tokens = uint32_t(count * each);
+    sequences = uint32_t(count);
+    blocks_per_sequence = uint32_t(blocks);
+    positions = at.data();
+    token_sequence = owners.data();
+    sequence_start = starts.data();
+    block_table = table.data();
+  }
+  EvenStep(const EvenStep&) = delete;
+};
+
 struct Random {
   std::mt19937 engine;
   explicit Random(uint32_t seed) : engine(seed) {}
@@ -161,7 +185,6 @@ inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtyp
 inline Stored random_weight(Random& random, size_t rows, size_t cols, DType dtype) {
   return random_weight(random, rows, cols, dtype, layout_of(dtype));
 }
-inline size_t spans(size_t cols, size_t span) { return (cols + span - 1) / span; }
 inline Stored random_scales(Random& random, size_t rows, size_t cols) {
   std::vector<float> values(rows * spans(cols, kQuantBlock));
   for (float& v : values) v = float(0.001 + random.uniform() * 0.02);

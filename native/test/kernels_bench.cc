@@ -69,28 +69,15 @@ struct Heads { const char* model; uint32_t heads, kv_heads, dim; };
 void attention(const cpu::InstructionSet& set, unsigned threads, const Heads& shape, DType dtype, size_t sequences,
                size_t tokens, size_t past) {
   const auto [model, heads, kv_heads, dim] = shape;
-  const size_t blocks = (past + tokens + 31) / 32, rows = sequences * tokens;
+  const EvenStep step(sequences, tokens, past);
+  const size_t blocks = step.blocks_per_sequence, rows = step.tokens;
   const size_t size = 2 * kv_heads * 32 * (byte_size(dtype, dim) + (dtype == DType::i8 ? 4 : 0));
   Random random(1);
-  std::vector<uint16_t> state((sequences * blocks + 1) * size / 2);
+  std::vector<uint16_t> state(sequences * blocks * size / 2);
   // +-0.5 to 2 as bf16
   for (uint16_t& element : state) element = uint16_t(0x3f00 + random.below(256) + random.below(2) * 0x8000);
   Register q(rows, heads * dim), k(rows, kv_heads * dim), v(rows, kv_heads * dim), out(rows, heads * dim);
   for (Register* r : {&q, &k, &v}) r->fill(random);
-  std::vector<int32_t> positions, owners, starts{0}, table;
-  for (size_t s = 0; s < sequences; ++s) {
-    for (size_t t = 0; t < tokens; ++t) positions.push_back(int32_t(past + t)), owners.push_back(int32_t(s));
-    starts.push_back(int32_t(positions.size()));
-    for (size_t b = 0; b < blocks; ++b) table.push_back(int32_t(s * blocks + b) + 1);
-  }
-  Step step{};
-  step.tokens = uint32_t(rows);
-  step.sequences = uint32_t(sequences);
-  step.blocks_per_sequence = uint32_t(blocks);
-  step.positions = positions.data();
-  step.token_sequence = owners.data();
-  step.sequence_start = starts.data();
-  step.block_table = table.data();
   op::attention::Params params{};
   params.heads = heads;
   params.kv_heads = kv_heads;

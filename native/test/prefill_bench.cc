@@ -15,12 +15,9 @@ using namespace ingot::test;
 
 namespace {
 
-struct Options {
-  double seconds = 60;
-  unsigned threads = 2;
+struct Options : VariantOptions {
   size_t rows = 512;
-  std::string only, formats = "q4,q8,bf16";
-  bool large_pages = false, check = false;
+  std::string formats = "q4,q8,bf16";
 };
 
 const char* name_of(DType dtype) { return dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16"; }
@@ -204,41 +201,27 @@ void report(const Stack& stack, const std::vector<Contender>& contenders, const 
   std::fflush(stdout);
 }
 
-Options parse(int argc, char** argv) {
+Options options_of(int argc, char** argv) {
   Options o;
-  for (int i = 1; i < argc; ++i) {
-    const std::string a = argv[i];
-    const auto value = [&] { return value_of(argc, argv, i); };
-    if (a == "--seconds") o.seconds = std::atof(value());
-    else if (a == "--threads") o.threads = unsigned(std::atoi(value()));
-    else if (a == "--rows") o.rows = size_t(std::atoi(value()));
-    else if (a == "--only") o.only = value();
+  o.seconds = 60;
+  parse(argc, argv, o, [&](const std::string& a, const auto& value) {
+    if (a == "--rows") o.rows = size_t(std::atoi(value()));
     else if (a == "--formats") o.formats = value();
-    else if (a == "--large-pages") o.large_pages = true;
-    else if (a == "--check") o.check = true;
-    else std::fprintf(stderr, "prefill_bench: unknown option %s\n", argv[i]), std::exit(2);
-  }
+    else return false;
+    return true;
+  });
   return o;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Options o = parse(argc, argv);
+  const Options o = options_of(argc, argv);
   const FlushDenormals flush;
   std::vector<Contender> contenders = contenders_of(op::linear::id, o.only);
   const cpu::InstructionSet& best = best_set();
-  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best.name, o.threads);
   Bench bench;
-  bool same;
-  {
-    const ThreadPool::Lease lease(ThreadPool::shared(), o.threads, true);
-    bench.scratch.set_noisy(true);
-    same = same_bits(bench, contenders, o.large_pages);
-    bench.scratch.set_noisy(false);
-  }
-  std::printf("bits: %s\n", same ? "all the same" : "DIFFER");
-  std::fflush(stdout);
+  const bool same = check_bits(bench, o.threads, [&] { return same_bits(bench, contenders, o.large_pages); });
   if (o.check) return same ? 0 : 1;
   if (o.large_pages) {
     // Before anything touches it: scratch keeps its region.

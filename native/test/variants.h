@@ -1,7 +1,8 @@
 // Builds of one kernel, timed in turns: what prefill_bench and attention_bench share. variants.sh builds both.
 //
 // INGOT_KERNEL is the kernel. INGOT_VARIANTS, a list of V(name, exact), adds builds of the same sources with other
-// constants; `exact` is 0 where something is left out, so that the bits differ.
+// constants; `exact` is 0 where something is left out, so that the bits differ. Machines that have INGOT_VARIANTS_SET, an
+// instruction set, run them.
 #pragma once
 #include <sys/mman.h>
 
@@ -21,13 +22,6 @@ INGOT_VARIANTS
 #undef V
 
 namespace ingot::test {
-
-// Variants are of AMX; those over tiles in software run anywhere.
-#if defined(INGOT_VARIANTS_EMULATED)
-inline constexpr bool kRunsVariants = true;
-#else
-inline constexpr bool kRunsVariants = false;
-#endif
 
 using Clock = std::chrono::steady_clock;
 inline double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -49,9 +43,13 @@ inline const cpu::InstructionSet& best_set() {
 // these, those in `only`, unless it is empty.
 inline std::vector<Contender> contenders_of(uint16_t opcode, const std::string& only) {
   std::vector<Contender> all;
-  for (const cpu::InstructionSet& set : cpu::instruction_sets())
-    if (set.table && all.size() < 2) all.push_back({set.name, set.table->kernels[opcode], true});
-  if (kRunsVariants || all[0].name == "amx") {
+  bool runs = false;
+  for (const cpu::InstructionSet& set : cpu::instruction_sets()) {
+    if (!set.table) continue;
+    if (all.size() < 2) all.push_back({set.name, set.table->kernels[opcode], true});
+    runs |= !std::strcmp(set.name, INGOT_VARIANTS_SET);
+  }
+  if (runs) {
 #define V(name, exact) all.push_back({#name, cpu::name::INGOT_KERNEL, exact});
     INGOT_VARIANTS
 #undef V
@@ -130,10 +128,47 @@ inline double ceiling(const cpu::Ceilings& ceilings, const std::string& name) {
   return best;
 }
 
-// Value of the option argv[i], past which i moves.
-inline const char* value_of(int argc, char** argv, int& i) {
-  if (i + 1 == argc) std::fprintf(stderr, "%s: %s wants a value\n", argv[0], argv[i]), std::exit(2);
-  return argv[++i];
+// Options of both benches.
+struct VariantOptions {
+  double seconds = 0;
+  unsigned threads = 2;
+  std::string only;
+  bool large_pages = false, check = false;
+};
+// Reads a command line; own(option, value) takes those of one bench, and returns whether it knows them. value() is the
+// option's.
+template <class F>
+void parse(int argc, char** argv, VariantOptions& o, const F& own) {
+  const auto refuse = [&](const char* what, const char* option) {
+    std::fprintf(stderr, "%s: %s %s\n", argv[0], what, option), std::exit(2);
+  };
+  for (int i = 1; i < argc; ++i) {
+    const std::string a = argv[i];
+    const auto value = [&] {
+      if (i + 1 == argc) refuse("no value after", argv[i]);
+      return static_cast<const char*>(argv[++i]);
+    };
+    if (a == "--seconds") o.seconds = std::atof(value());
+    else if (a == "--threads") o.threads = unsigned(std::atoi(value()));
+    else if (a == "--only") o.only = value();
+    else if (a == "--large-pages") o.large_pages = true;
+    else if (a == "--check") o.check = true;
+    else if (!own(a, value)) refuse("unknown option", argv[i]);
+  }
+  if (!o.threads) refuse("at least 1 is wanted for", "--threads");
+}
+
+// Says what runs where, and whether all give the same bits, which `same()` checks on scratch full of NaN.
+template <class F>
+bool check_bits(Bench& bench, unsigned threads, const F& same) {
+  std::printf("%s, %s, %u threads\n", cpu::cpu_info().name.c_str(), best_set().name, threads);
+  const ThreadPool::Lease lease(ThreadPool::shared(), threads, true);
+  bench.scratch.set_noisy(true);
+  const bool agree = same();
+  bench.scratch.set_noisy(false);
+  std::printf("bits: %s\n", agree ? "all the same" : "DIFFER");
+  std::fflush(stdout);
+  return agree;
 }
 
 }  // namespace ingot::test
