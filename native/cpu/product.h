@@ -58,20 +58,30 @@ class InputRows {
 //   product of both scales.
 void product(const Context&, const Input& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
+// What the activation takes: of n of a tile's 16 weight rows, softcap(scale * (sum + bias)).
+inline Vec before_activation(const Epilogue& e, size_t tile, size_t n, Vec sum) {
+  if (e.bias) sum = sum + load_n(e.bias + tile * kLanes, n);
+  sum = sum * set(e.scale);
+  return e.softcap > 0 ? softcap(sum, e.softcap) : sum;
+}
+
+inline size_t lanes_at(const Matrix& out, size_t column) {
+  return out.width - column < kLanes ? out.width - column : kLanes;
+}
+
+inline Vec add_residual(const Epilogue& e, size_t row, size_t column, size_t n, Vec y) {
+  return e.residual ? load_n(e.residual.row<float>(row) + column, n) + y : y;
+}
+
 // Writes the outputs of one row and one tile of 16 weight rows. Of two branches, a tile of the gate waits in `out` for
 // the next tile, which the same thread finishes after it.
 static_assert(kBranchRun == kLanes);
-inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile, Vec y) {
-  const size_t column = tile / e.branches * kLanes;
-  const size_t n = out.width - column < kLanes ? out.width - column : kLanes;
-  if (e.bias) y = y + load_n(e.bias + tile * kLanes, n);
-  y = y * set(e.scale);
-  if (e.softcap > 0) y = softcap(y, e.softcap);
-  const bool gate = e.branches == 2 && tile % 2 == 0;
-  if (e.branches == 2 && !gate) y = load_n(out.row<float>(row) + column, n) * y;
-  else y = activate(e.activation, y);
-  if (e.residual && !gate) y = load_n(e.residual.row<float>(row) + column, n) + y;
-  store_n(out.row<float>(row) + column, y, n);
+inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile, Vec sum) {
+  const size_t column = tile / e.branches * kLanes, n = lanes_at(out, column);
+  float* to = out.row<float>(row) + column;
+  const Vec y = before_activation(e, tile, n, sum);
+  if (e.branches == 2 && tile % 2 == 0) store_n(to, activate(e.activation, y), n);
+  else store_n(to, add_residual(e, row, column, n, e.branches == 2 ? load_n(to, n) * y : activate(e.activation, y)), n);
 }
 
 // Multiply-adds below which a fork costs more than it saves.

@@ -2,7 +2,7 @@
 //
 // Rows of x are packed tile after tile; weights are read as they lie (tile16x2, tile16x4), int4 is expanded first. Outputs
 // pass in panels, and K in pieces: the weights of two output tiles over a piece stay in L1 while all rows pass, and the
-// rows of a piece in L2 while a panel passes.
+// rows of a piece in L2 while a panel passes. So rows are loaded as what L1 does not keep.
 #include "product_amx.h"
 
 #if defined(INGOT_ISA_amx)
@@ -14,10 +14,10 @@ namespace {
 
 constexpr size_t kBlockRows = 2 * kTileHeight;
 constexpr size_t kPassRows = 512;
-constexpr size_t kPieceSteps = 8;    // 2 x 8 KB of weights; of 512 rows 256 KB
 constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kFewRows = 64;      // up to here a step is bound by memory: weights are prefetched, in two streams
-constexpr size_t kFewInt4Steps = 4;  // int4 for few rows: expanded and used at once
+constexpr size_t kFewSteps = 8;      // of a piece, and of int4, which is expanded and used at once
+constexpr size_t kFewInt4Steps = 4;
 // Rows from which a tile product beats vectors: fewer leave most of a tile empty.
 constexpr size_t kLeastRows = 5, kLeastInt4Rows = 9;
 
@@ -35,7 +35,7 @@ class TileProduct {
               const Matrix& out)
       : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
         halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
-        x_(pack_rows<Tiles>(context, x, few_ && halves_ ? kFewInt4Steps : kPieceSteps)) {
+        x_(pack_rows<Tiles>(context, x, !few_ ? Tiles::kPieceSteps : halves_ ? kFewInt4Steps : kFewSteps)) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) workspaces[i] = workspace(context);
@@ -60,9 +60,9 @@ class TileProduct {
   TileWorkspace workspace(const Context& context) const {
     const size_t blocks = blocks_of({0, x_.rows < kPassRows ? x_.rows : kPassRows});
     Unscaled* unscaled = context.scratch.take<Unscaled>(1);
-    unscaled->second = false, unscaled->acc = nullptr, unscaled->shape = {};
+    unscaled->second = false, unscaled->shape = {}, unscaled->now = unscaled->next = {};
     return {context.scratch.take<TileSums<float>>(panel_tiles() / 2 * blocks), unscaled,
-            ready_ ? nullptr : context.scratch.take<std::byte>(4 * kPieceSteps * kTileBytes)};
+            ready_ ? nullptr : context.scratch.take<std::byte>(4 * Tiles::kPieceSteps * kTileBytes)};
   }
 
   // The piece that begins at a step.
@@ -88,7 +88,7 @@ class TileProduct {
 
   // Where output tile t of a pair is prepared; `slot` of two tells apart what is being read from what is being prepared.
   std::byte* buffer(size_t t, size_t slot, const TileWorkspace& w) const {
-    return w.weights + (2 * slot + t) * kPieceSteps * kTileBytes;
+    return w.weights + (2 * slot + t) * Tiles::kPieceSteps * kTileBytes;
   }
 
   // A piece of a pair of output tiles; of int4 where it will be expanded, if `later`.
@@ -196,9 +196,15 @@ class TileProduct {
     const size_t blocks = blocks_of(rows);
     for (size_t row = rows.begin; row < rows.end; ++row) {
       const size_t i = row - rows.begin, at = i % kBlockRows;
-      for (size_t t = 0; t < tiles.end - tiles.begin; ++t) {
-        const auto& sums = w.sums[t / 2 * blocks + i / kBlockRows];
-        finish(e, out, row, tiles.begin + t, load(sums[at / kTileHeight][t % 2] + at % kTileHeight * kLanes));
+      const auto sum = [&](size_t tile) {
+        const size_t t = tile - tiles.begin;
+        return load(w.sums[t / 2 * blocks + i / kBlockRows][at / kTileHeight][t % 2] + at % kTileHeight * kLanes);
+      };
+      for (size_t tile = tiles.begin; tile < tiles.end; tile += e.branches) {
+        const size_t column = tile / e.branches * kLanes, n = lanes_at(out, column);
+        Vec y = activate(e.activation, before_activation(e, tile, n, sum(tile)));
+        if (e.branches == 2) y = y * before_activation(e, tile + 1, n, sum(tile + 1));
+        store_n(out.row<float>(row) + column, add_residual(e, row, column, n, y), n);
       }
     }
   }

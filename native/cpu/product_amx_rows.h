@@ -7,8 +7,9 @@
 namespace ingot::cpu::INGOT_ISA {
 
 // A tile along K is a *step*: 32 bf16. `pack` takes up to kQuantBlock elements of a row; its steps lie a tile apart.
+// Many rows pass a piece of the weights of two output tiles at a time, as much as stays in L1: 32 KB.
 struct Bf16Tiles {
-  static constexpr size_t kStep = 32;
+  static constexpr size_t kStep = 32, kPieceSteps = 16;
   static float pack(const float* from, size_t count, std::byte* to) {
     for (size_t k = 0; k < round_up(count, kStep); k += kLanes) {
       const size_t left = k < count ? count - k : 0;
@@ -19,9 +20,9 @@ struct Bf16Tiles {
   }
 };
 
-// Steps of 64 int8, scaled by block: `pack` returns the scale.
+// Steps of 64 int8, scaled by block: `pack` returns the scale. 24 KB of weights leave room for sums to be scaled.
 struct Int8Tiles {
-  static constexpr size_t kStep = 64;
+  static constexpr size_t kStep = 64, kPieceSteps = 12;
   static float pack(const float* from, size_t count, std::byte* to) {
     if (count % kStep) std::memset(to + count / kStep * kTileBytes, 0, kStep);
     return quantize_block(from, count, [&](size_t k, Ints q) {

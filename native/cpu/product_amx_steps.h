@@ -33,14 +33,21 @@ inline void with_shape(TileShape shape, const F& f) {
   else shape.two_tiles ? f.template operator()<1, 2>() : f.template operator()<1, 1>();
 }
 
-// Integer sums of a block along K that wait to be scaled: that is done while tiles multiply the next block, whichever.
-struct Unscaled {
-  alignas(64) TileSums<int32_t> sums[2];
-  bool second = false;                // which of them waits
-  TileSums<float>* acc = nullptr;     // nullptr: none does
-  TileShape shape;
+// Integer sums of a block along K, and what they are scaled by and added to.
+struct BlockSums {
+  const TileSums<int32_t>* sums = nullptr;
+  TileSums<float>* acc = nullptr;     // nullptr: there are none
   const uint16_t* weight_scales[2] = {};
   const float* row_scales = nullptr;
+};
+
+// Blocks that wait to be scaled, of one shape: that is done while tiles multiply those after them, whichever. Tiles store
+// late, so a block is scaled from the second step after it on: the last quarter of `now` in the step before `next`.
+struct Unscaled {
+  alignas(64) TileSums<int32_t> sums[2];  // of blocks in turn
+  bool second = false;                    // which of them the next block has
+  TileShape shape;
+  BlockSums now, next;
 };
 
 // What is done meanwhile, at each step i of a run.
@@ -127,46 +134,59 @@ inline void multiply_tiles() {
   }
 }
 
-// Adds step i of R row tiles and T output tiles.
-template <class Tiles, int R, int T>
-inline void add_step(const TileOperands& o, size_t i) {
+// Tiles 0 and 1 hold the sums of row tile 0, 2 and 3 those of row tile 1.
+template <int Row, int T>
+inline void zero_tiles() {
+  if constexpr (Row == 0) _tile_zero(0);
+  else _tile_zero(2);
+  if constexpr (T > 1) {
+    if constexpr (Row == 0) _tile_zero(1);
+    else _tile_zero(3);
+  }
+}
+template <int Row, int T>
+inline void load_tiles(const TileSums<float>& sums) {
+  if constexpr (Row == 0) _tile_loadd(0, sums[0][0], 64);
+  else _tile_loadd(2, sums[1][0], 64);
+  if constexpr (T > 1) {
+    if constexpr (Row == 0) _tile_loadd(1, sums[0][1], 64);
+    else _tile_loadd(3, sums[1][1], 64);
+  }
+}
+template <int Row, int T, class Element>
+inline void store_tiles(TileSums<Element>& sums) {
+  if constexpr (Row == 0) _tile_stored(0, sums[0][0], 64);
+  else _tile_stored(2, sums[1][0], 64);
+  if constexpr (T > 1) {
+    if constexpr (Row == 0) _tile_stored(1, sums[0][1], 64);
+    else _tile_stored(3, sums[1][1], 64);
+  }
+}
+template <int R, int T, class Element>
+inline void store_all_tiles(TileSums<Element>& sums) {
+  store_tiles<0, T>(sums);
+  if constexpr (R > 1) store_tiles<1, T>(sums);
+}
+
+// Adds step i of R row tiles and T output tiles; ready<Row>() is done before the first product of each row tile. Weights
+// stay in L1 for the next rows; rows of x are loaded past it.
+template <class Tiles, int R, int T, class Ready>
+inline void add_step(const TileOperands& o, size_t i, const Ready& ready) {
   const size_t at = i * kTileBytes;
+  ready.template operator()<0>();
   _tile_loadd(6, o.weights[0] + at, 64);
-  _tile_loadd(4, o.x[0] + at, 64);
+  _tile_stream_loadd(4, o.x[0] + at, 64);
   multiply_tiles<Tiles, 0>();
   if constexpr (T > 1) {
     _tile_loadd(7, o.weights[1] + at, 64);
     multiply_tiles<Tiles, 1>();
   }
   if constexpr (R > 1) {
-    _tile_loadd(5, o.x[1] + at, 64);
+    ready.template operator()<1>();
+    _tile_stream_loadd(5, o.x[1] + at, 64);
     multiply_tiles<Tiles, 2>();
     if constexpr (T > 1) multiply_tiles<Tiles, 3>();
   }
-}
-
-template <int R, int T>
-inline void zero_tiles() {
-  _tile_zero(0);
-  if constexpr (T > 1) _tile_zero(1);
-  if constexpr (R > 1) _tile_zero(2);
-  if constexpr (R > 1 && T > 1) _tile_zero(3);
-}
-
-template <int R, int T>
-inline void load_tiles(const TileSums<float>& sums) {
-  _tile_loadd(0, sums[0][0], 64);
-  if constexpr (T > 1) _tile_loadd(1, sums[0][1], 64);
-  if constexpr (R > 1) _tile_loadd(2, sums[1][0], 64);
-  if constexpr (R > 1 && T > 1) _tile_loadd(3, sums[1][1], 64);
-}
-
-template <int R, int T, class Element>
-inline void store_tiles(TileSums<Element>& sums) {
-  _tile_stored(0, sums[0][0], 64);
-  if constexpr (T > 1) _tile_stored(1, sums[0][1], 64);
-  if constexpr (R > 1) _tile_stored(2, sums[1][0], 64);
-  if constexpr (R > 1 && T > 1) _tile_stored(3, sums[1][1], 64);
 }
 
 // acc = x . weights over `steps`, plus acc unless they are the first.
@@ -175,26 +195,29 @@ void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first
                TileSums<float>& acc, Unscaled&) {
   const TileOperands o = operands;
   asm volatile("" ::: "memory");  // tile loads do not say that they read
-  if (first) zero_tiles<R, T>();
-  else load_tiles<R, T>(acc);
+  const auto begin = [&]<int Row>() {
+    if (first) zero_tiles<Row, T>();
+    else load_tiles<Row, T>(acc);
+  };
   for (size_t i = 0; i < steps; ++i) {
     meanwhile(i);
-    add_step<Bf16Tiles, R, T>(o, i);
+    if (i == 0) add_step<Bf16Tiles, R, T>(o, i, begin);
+    else add_step<Bf16Tiles, R, T>(o, i, [&]<int>() {});
   }
-  store_tiles<R, T>(acc);
+  store_all_tiles<R, T>(acc);
   asm volatile("" ::: "memory");
 }
 
-// acc = fma(sums of a block, both scales, acc) in a quarter of the rows.
+// acc = fma(sums of a block, both scales, acc) in a quarter of the rows, inlined for its addresses to be constants.
 template <int R, int T>
-inline void add_scaled(const Unscaled& u, size_t quarter) {
+[[gnu::always_inline]] inline void add_scaled(const BlockSums& block, size_t quarter) {
   constexpr size_t kQuarter = R * kTileHeight / 4;
   const size_t r = quarter * kQuarter / kTileHeight, begin = quarter * kQuarter % kTileHeight;
   Vec weight_scale[T];
-  for (int t = 0; t < T; ++t) weight_scale[t] = load_f16(u.weight_scales[t]);
-  const float* row_scales = u.row_scales + r * kTileHeight + begin;
-  const int32_t* sums = u.sums[u.second][r][0] + begin * kLanes;
-  float* acc = (*u.acc)[r][0] + begin * kLanes;
+  for (int t = 0; t < T; ++t) weight_scale[t] = load_f16(block.weight_scales[t]);
+  const float* row_scales = block.row_scales + r * kTileHeight + begin;
+  const int32_t* sums = (*block.sums)[r][0] + begin * kLanes;
+  float* acc = (*block.acc)[r][0] + begin * kLanes;
 #pragma GCC unroll 8
   for (size_t i = 0; i < kQuarter; ++i) {
     const Vec row_scale = set(row_scales[i]);
@@ -209,41 +232,49 @@ inline void add_scaled(const Unscaled& u, size_t quarter) {
 
 // What waits, if anything does.
 inline void add_scaled(Unscaled& u) {
-  if (!u.acc) return;
   with_shape(u.shape, [&]<int R, int T>() {
-    for (size_t quarter = 0; quarter < 4; ++quarter) add_scaled<R, T>(u, quarter);
+    if (u.now.acc) add_scaled<R, T>(u.now, 3);
+    for (size_t quarter = 0; u.next.acc && quarter < 4; ++quarter) add_scaled<R, T>(u.next, quarter);
   });
-  u.acc = nullptr;
+  u.now = u.next = {};
 }
 
-// The sums of the last block are left in `unscaled`; what waits there before is of the same shape.
+// acc += x . weights over `steps`, from 0 if they are the first. The last blocks are left in `unscaled`; what waits there
+// before is of the same shape.
 template <int R, int T, class Meanwhile>
 void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first, const Meanwhile& meanwhile,
                TileSums<float>& acc, Unscaled& unscaled) {
   constexpr size_t kBlockSteps = kQuantBlock / Int8Tiles::kStep;
-  static_assert(kBlockSteps == 4, "a quarter of the last block is scaled at each step");
+  static_assert(kBlockSteps == 4, "a quarter of a block is scaled at each step");
   const TileOperands o = operands;
+  TileSums<int32_t>* sums = nullptr;  // of the block before
   if (first) std::memset(acc, 0, sizeof acc);
+  asm volatile("" ::: "memory");
+  // The sums of a row tile are stored just before they are needed again: those of the other still multiply.
+  const auto begin = [&]<int Row>() {
+    if (sums) store_tiles<Row, T>(*sums);
+    zero_tiles<Row, T>();
+  };
   for (size_t block = 0; block * kBlockSteps < steps; ++block) {
-    asm volatile("" ::: "memory");
-    zero_tiles<R, T>();
 #pragma GCC unroll 4
     for (size_t i = 0; i < kBlockSteps; ++i) {
       const size_t at = block * kBlockSteps + i;
       if (at < steps) {
         meanwhile(at);
-        add_step<Int8Tiles, R, T>(o, at);
+        if (i == 0) add_step<Int8Tiles, R, T>(o, at, begin);
+        else add_step<Int8Tiles, R, T>(o, at, [&]<int>() {});
       }
-      if (unscaled.acc) add_scaled<R, T>(unscaled, i);
+      if (unscaled.now.acc) add_scaled<R, T>(unscaled.now, (i + 3) % kBlockSteps);
+      if (i == 0) unscaled.now = unscaled.next, unscaled.next.acc = nullptr;
     }
+    sums = &unscaled.sums[unscaled.second];
     unscaled.second = !unscaled.second;
-    store_tiles<R, T>(unscaled.sums[unscaled.second]);
-    asm volatile("" ::: "memory");
-    unscaled.acc = &acc;
     unscaled.shape = {R > 1, T > 1};
-    for (int t = 0; t < T; ++t) unscaled.weight_scales[t] = o.weight_scales[t] + block * kLanes;
-    unscaled.row_scales = o.row_scales + block * o.row_stride;
+    unscaled.next = {sums, &acc, {}, o.row_scales + block * o.row_stride};
+    for (int t = 0; t < T; ++t) unscaled.next.weight_scales[t] = o.weight_scales[t] + block * kLanes;
   }
+  store_all_tiles<R, T>(*sums);
+  asm volatile("" ::: "memory");
 }
 
 }  // namespace ingot::cpu::INGOT_ISA
