@@ -1,6 +1,6 @@
 // How fast attention of sequences that decode reads its state: attention_bench [--seconds S] [--threads T]
-// [--sequences N] [--context N] [--heads Q,KV,DIM] [--layers N] [--only NAME,...] [--large-pages] [--check]. variants.sh
-// builds it.
+// [--sequences N] [--context N] [--tokens N] [--heads Q,KV,DIM] [--layers N] [--only NAME,...] [--large-pages] [--check].
+// variants.sh builds it. --tokens: of each sequence's context, how many this step takes; 512 of 512 are a prompt.
 //
 // Every kernel is checked for bits against the first, outputs and state, over odd steps; then all take turns over states
 // that no cache holds (--layers: of so many layers), one after the other as layers of a model are: medians over calls,
@@ -17,7 +17,7 @@ using namespace ingot::test;
 namespace {
 
 struct Options : VariantOptions {
-  size_t sequences = 8, context = 256, layers = 0;
+  size_t sequences = 8, context = 256, tokens = 1, layers = 0;
   std::array<uint32_t, 3> heads{32, 8, 64};  // of queries, of keys, their size: a Llama-3.2-1B
 };
 
@@ -108,8 +108,8 @@ bool same_bits(Bench& bench, const std::vector<Contender>& contenders) {
 
 void report(const Layers& layers, const std::vector<Contender>& contenders,
             const std::vector<std::vector<double>>& seconds, const Options& o, double limit) {
-  std::printf("\n%s, %zu sequences after %zu tokens, %zu layers of %.1f MB, read limit %.1f GB/s, %zu calls each\n",
-              name_of(layers.dtype), o.sequences, o.context - 1, layers.states.size(), double(layers.bytes) * 1e-6, limit,
+  std::printf("\n%s, %zu x %zu tokens after %zu, %zu layers of %.1f MB, read limit %.1f GB/s, %zu calls each\n",
+              name_of(layers.dtype), o.sequences, o.tokens, o.context - o.tokens, layers.states.size(), double(layers.bytes) * 1e-6, limit,
               seconds[0].size());
   std::printf("  %-24s%12s%8s%8s%12s%8s%8s%8s\n", "", "us a call", "GB/s", "share", "quiet", "GB/s", "share", "ratio");
   for (size_t c = 0; c < contenders.size(); ++c) {
@@ -130,14 +130,15 @@ Options options_of(int argc, char** argv) {
     auto& [heads, kv_heads, dim] = o.heads;
     if (a == "--sequences") o.sequences = size_t(std::atoi(value()));
     else if (a == "--context") o.context = size_t(std::atoi(value()));
+    else if (a == "--tokens") o.tokens = size_t(std::atoi(value()));
     else if (a == "--layers") o.layers = size_t(std::atoi(value()));
     else if (a != "--heads" || std::sscanf(value(), "%u,%u,%u", &heads, &kv_heads, &dim) != 3) return false;
     return true;
   });
   const auto [heads, kv_heads, dim] = o.heads;
-  if (!o.sequences || !o.context || !dim || dim % 2 || !heads || !kv_heads || heads % kv_heads) {
-    std::fprintf(stderr, "attention_bench: --sequences and --context from 1; --heads queries, keys that divide them, and "
-                         "their even size: 32,8,64\n");
+  if (!o.sequences || !o.tokens || o.tokens > o.context || !dim || dim % 2 || !heads || !kv_heads || heads % kv_heads) {
+    std::fprintf(stderr, "attention_bench: --sequences and --tokens from 1, --context from --tokens; --heads queries, keys "
+                         "that divide them, and their even size: 32,8,64\n");
     std::exit(2);
   }
   return o;
@@ -155,9 +156,9 @@ int main(int argc, char** argv) {
   if (o.check) return same ? 0 : 1;
   for (DType dtype : {DType::bf16, DType::i8}) {
     constexpr size_t kLeastBytes = size_t{1} << 30;
-    Layers probe(dtype, o.heads, o.sequences, 1, o.context - 1, 0, false);
+    Layers probe(dtype, o.heads, o.sequences, o.tokens, o.context - o.tokens, 0, false);
     const size_t count = o.layers ? o.layers : kLeastBytes / probe.bytes + 1;
-    Layers layers(dtype, o.heads, o.sequences, 1, o.context - 1, count, o.large_pages);
+    Layers layers(dtype, o.heads, o.sequences, o.tokens, o.context - o.tokens, count, o.large_pages);
     const double before = ceiling(ceilings_of(best, o.threads), "read");
     std::vector<std::vector<double>> seconds(contenders.size());
     {
