@@ -1,5 +1,8 @@
 // Rows of activations as int8, one scale a block of 256: what integer products read.
 #pragma once
+#include <algorithm>
+#include <limits>
+
 #include "../gen/abi.h"
 #include "parallel.h"
 
@@ -10,19 +13,17 @@ namespace ingot::cpu::INGOT_ISA {
 template <class Emit>
 inline float quantize_block(const float* x, size_t count, const Emit& emit) {
   const auto values = [&](size_t i) { return load_n(x + i, count - i < kLanes ? count - i : kLanes); };
-  Vec most = zero(), none = zero();
-  for (size_t i = 0; i < count; i += kLanes) {
-    const Vec v = values(i);
-    most = max(most, abs(v));
-    none = none + (v - v);
+  Ints most = set_int(0);
+  for (size_t i = 0; i < count; i += kLanes) most = max(most, magnitude_bits(values(i)));
+  const float largest = as<float>(reduce_max(most));
+  if (!(largest < kInfinity)) {
+    for (size_t i = 0; i < count; i += kLanes) emit(i, set_int(0));
+    return std::numeric_limits<float>::quiet_NaN();
   }
-  const float largest = reduce_max(most);
-  const Vec inverse = set(largest == 0 ? 0.0f : 127.0f / largest);
-  for (size_t i = 0; i < count; i += kLanes) {
-    const Vec scaled = max(values(i) * inverse, set(-127));
-    emit(i, round_int(if_less(scaled, set(127), scaled, set(127))));
-  }
-  return largest / 127.0f + reduce_add(none);
+  // Finite, so that no product is NaN, or more than 127 when rounded.
+  const float inverse = largest == 0 ? 0.0f : std::min(127.0f / largest, std::numeric_limits<float>::max());
+  for (size_t i = 0; i < count; i += kLanes) emit(i, round_int(values(i) * set(inverse)));
+  return largest / 127.0f;
 }
 
 // Quantises a row: `emit(k, q)` for each 16 values in order, `scale(block, s)` after those of a block.

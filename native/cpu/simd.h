@@ -498,6 +498,19 @@ inline void store_i8(int8_t* p, Ints v) {
   for (int i = 0; i < kParts; ++i) narrow(p + i * 16 / kParts, v.p[i]);
 }
 inline Ints operator+(Ints a, Ints b) { INGOT_EACH_INT(a.p[i] + b.p[i]); }
+inline Ints max(Ints a, Ints b) { INGOT_EACH_INT(a.p[i] > b.p[i] ? a.p[i] : b.p[i]); }
+inline int32_t reduce_max(Ints v) {
+#if defined(INGOT_ISA_portable) || defined(INGOT_ISA_avx2)
+  int32_t most = v.p[0][0];
+  for (const IntPart& part : v.p)
+    for (size_t i = 0; i < kLanes / kParts; ++i) most = part[i] > most ? part[i] : most;
+  return most;
+#else
+  return _mm512_reduce_max_epi32((__m512i)v.p[0]);
+#endif
+}
+// |a| as its bits, which integers order as numbers; infinity comes last but for NaN.
+inline Ints magnitude_bits(Vec a) { INGOT_EACH_INT((IntPart)a.p[i] & 0x7fffffff); }
 inline int32_t reduce_add(Ints v) {
 #if defined(INGOT_ISA_portable) || defined(INGOT_ISA_avx2)
   IntPart sum = v.p[0];
