@@ -1,6 +1,9 @@
-// How kernels share work: units of roughly equal cost in contiguous ranges, or uneven ones claimed one at a time.
+// How kernels share work: units of roughly equal cost in contiguous ranges, fixed or with what others leave, or uneven
+// ones claimed one at a time.
 #pragma once
+#include <algorithm>
 #include <atomic>
+#include <new>
 
 #include "../core/kernel.h"
 #include "../core/scratch.h"
@@ -49,6 +52,43 @@ void each_claimed(const Context& context, size_t count, const Body& body) {
   };
   if (count <= 1) task(&work, 0, 1);
   else context.pool.run(task, &work);
+}
+
+// What a thread has left of its part of some units. The owner takes from its front, others from its back.
+class alignas(64) Share {
+ public:
+  explicit Share(Range range) : left_(pack(range)) {}
+
+  // Up to `most` units; or, as another thread, up to half of what is left.
+  Range take(size_t most, bool own) {
+    for (uint64_t left = left_.load(std::memory_order_relaxed);;) {
+      const Range range{left >> 32, left & 0xffffffff};
+      const size_t count = range.end - range.begin, n = std::min(most, own ? count : (count + 1) / 2);
+      const Range taken = own ? Range{range.begin, range.begin + n} : Range{range.end - n, range.end};
+      const Range rest = own ? Range{taken.end, range.end} : Range{range.begin, taken.begin};
+      if (!n || left_.compare_exchange_weak(left, pack(rest), std::memory_order_relaxed)) return taken;
+    }
+  }
+
+ private:
+  static uint64_t pack(Range range) { return uint64_t{range.begin} << 32 | range.end; }
+  std::atomic<uint64_t> left_;
+};
+
+// body(begin, end, thread) over [0, count), count < 2^32: contiguous ranges of up to `run`, in order through a thread's own
+// part; then of the parts of threads that are behind, so that one held up, or on a slow core, does not hold up all.
+template <class Body>
+void each_shared(const Context& context, size_t count, size_t run, const Body& body) {
+  const size_t threads = context.pool.threads();
+  struct Work { const Body& body; Share* shares; size_t run; } work{body, context.scratch.take<Share>(threads), run};
+  for (size_t i = 0; i < threads; ++i) new (work.shares + i) Share({count * i / threads, count * (i + 1) / threads});
+  context.pool.run([](void* data, unsigned thread, unsigned threads) {
+    const Work& w = *static_cast<Work*>(data);
+    for (unsigned i = 0; i < threads; ++i) {
+      Share& share = w.shares[(thread + i) % threads];
+      for (Range r; r = share.take(w.run, i == 0), r.begin < r.end;) w.body(r.begin, r.end, thread);
+    }
+  }, &work);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

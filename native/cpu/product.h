@@ -88,9 +88,12 @@ inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile
 inline constexpr size_t kForkProducts = 65536;
 
 // Calls body(tiles of `out`, rows, thread): splits them over the pool by tiles, so that a weight is read once, and by rows
-// too where tiles are few.
+// too where tiles are few. A thread takes `run` tiles at a time, or its part at once: rows that wait for memory, not
+// for a core, read longest streams best.
+inline constexpr size_t kWholePart = 0;
 template <class Body>
-void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, const Body& body) {
+void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, size_t run,
+           const Body& body) {
   const size_t threads = products < kForkProducts ? 1 : context.pool.threads();
   const size_t grain = tiles >= threads * 16 ? 4 : tiles >= threads * 4 ? 2 : 1;
   const size_t chunks = ceil_div(tiles, grain);
@@ -108,7 +111,8 @@ void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, 
     }
   };
   if (threads == 1) piece(0, chunks * parts, 0);
-  else context.pool.parallel(chunks * parts, 1, piece);
+  else if (run == kWholePart) context.pool.parallel(chunks * parts, 1, piece);
+  else each_shared(context, chunks * parts, ceil_div(run, grain), piece);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

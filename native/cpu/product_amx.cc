@@ -40,7 +40,8 @@ class TileProduct {
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) workspaces[i] = workspace(context);
     const size_t products = x.rows * k_ * out.width * epilogue.branches;
-    split(context, tiles, x.rows, kBlockRows, products, [&](Range outputs, Range rows, unsigned thread) {
+    const size_t run = few_ ? kWholePart : kPanelTiles / epilogue.branches;
+    split(context, tiles, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
       const TileLease lease;
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
