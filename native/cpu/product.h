@@ -88,8 +88,8 @@ inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile
 inline constexpr size_t kForkProducts = 65536;
 
 // Calls body(tiles of `out`, rows, thread): splits them over the pool by tiles, so that a weight is read once, and by rows
-// too where tiles are few. A thread takes `run` tiles at a time, or its part at once: rows that wait for memory, not
-// for a core, read longest streams best.
+// too where tiles are few. A thread takes `run` tiles at a time, and then of what others have left; or its part at once,
+// in one stream, where memory bounds.
 inline constexpr size_t kWholePart = 0;
 template <class Body>
 void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, size_t run,

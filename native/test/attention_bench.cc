@@ -109,8 +109,8 @@ bool same_bits(Bench& bench, const std::vector<Contender>& contenders) {
 void report(const Layers& layers, const std::vector<Contender>& contenders,
             const std::vector<std::vector<double>>& seconds, const Options& o, double limit) {
   std::printf("\n%s, %zu x %zu tokens after %zu, %zu layers of %.1f MB, read limit %.1f GB/s, %zu calls each\n",
-              name_of(layers.dtype), o.sequences, o.tokens, o.context - o.tokens, layers.states.size(), double(layers.bytes) * 1e-6, limit,
-              seconds[0].size());
+              name_of(layers.dtype), o.sequences, o.tokens, o.context - o.tokens, layers.states.size(),
+              double(layers.bytes) * 1e-6, limit, seconds[0].size());
   std::printf("  %-24s%12s%8s%8s%12s%8s%8s%8s\n", "", "us a call", "GB/s", "share", "quiet", "GB/s", "share", "ratio");
   for (size_t c = 0; c < contenders.size(); ++c) {
     const double usual = median(seconds[c]), quiet = quantile(seconds[c], 0.1);

@@ -17,6 +17,9 @@
 
 #include "../core/await.h"
 #include "../core/step_thread.h"
+#define INGOT_ISA portable
+#define INGOT_ISA_portable 1
+#include "../cpu/parallel.h"
 #include "check.h"
 
 using namespace ingot;
@@ -56,6 +59,39 @@ void splits_ranges() {
       });
       for (int hit : hits) CHECK(hit == 1);
     }
+  }
+}
+
+// What is shared covers [0, count) once, in runs of at most `run`; while a thread is held up, others do all but the unit
+// that it is at.
+void shares_ranges() {
+  ThreadPool& pool = ThreadPool::shared();
+  Scratch scratch;
+  const Step step{};
+  const Context context{step, pool, scratch};
+  for (unsigned threads : {1u, 2u, 3u, 5u}) {
+    const ThreadPool::Lease lease(pool, threads);
+    for (size_t count : {0, 1, 2, 7, 64, 1000}) {
+      for (size_t run : {1, 4, 2000}) {
+        std::vector<int> hits(count);
+        cpu::portable::each_shared(context, count, run, [&](size_t begin, size_t end, unsigned thread) {
+          CHECK(thread < threads && begin < end && end - begin <= run);
+          for (size_t i = begin; i < end; ++i) ++hits[i];
+        });
+        scratch.reset();
+        for (int hit : hits) CHECK(hit == 1);
+      }
+    }
+  }
+  const ThreadPool::Lease lease(pool, 2);
+  for (size_t held : {0, 99}) {
+    std::atomic<size_t> left{100};
+    cpu::portable::each_shared(context, 100, 1, [&](size_t begin, size_t, unsigned) {
+      left.fetch_sub(1);
+      while (begin == held && left.load()) std::this_thread::yield();
+    });
+    scratch.reset();
+    CHECK(left == 0);
   }
 }
 
@@ -239,6 +275,7 @@ void print_latency() {
 int main() {
   covers_every_index();
   splits_ranges();
+  shares_ranges();
   orders_forks();
   serialises_leases();
   sleeps_when_idle();
