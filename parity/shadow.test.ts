@@ -31,16 +31,20 @@ const tell = (model: Model, maxTokens = 40) =>
     }),
   )
 
-/** Stories as they are without a shadow, and with one; then, once it is idle, what it says. */
+/** Stories as they are without a shadow, and with one, twice; and what it says once it has been idle after both. */
 async function shadowed(path: string, shadow: Omit<ShadowOptions, 'until'>, sizes: OpenOptions = {}, maxTokens = 40) {
   const options = { maxSlots: 4, contextTokens: 128, ...sizes }
   const events: ShadowEvent[] = []
   const onEvent = (event: ShadowEvent) => events.push(event)
   const plain = await withModel(path, options, (model) => tell(model, maxTokens))
   return await withModel(path, { ...options, shadow: { until, onEvent, ...shadow } }, async (model) => {
-    const stories = await tell(model, maxTokens)
-    while (model.stats().shadow!.comparing) await new Promise((resolve) => setImmediate(resolve))
-    return { plain, stories, again: await tell(model, maxTokens), stats: model.stats(), events }
+    const told = async () => {
+      const stories = await tell(model, maxTokens)
+      while (model.stats().shadow!.comparing) await new Promise((resolve) => setImmediate(resolve))
+      return stories
+    }
+    const stories = await told()
+    return { plain, stories, again: await told(), stats: model.stats(), events }
   })
 }
 async function withModel<T>(path: string, options: OpenOptions, work: (model: Model) => Promise<T>): Promise<T> {
