@@ -83,11 +83,23 @@ const declarations = (defects: readonly KernelDefect[]) =>
   defects.map(({ name }) => `namespace ${name} { const KernelTable& patched_table(); }`).join('\n')
 const registrations = (defects: readonly KernelDefect[]) =>
   defects
-    .map(({ name }) => `  sets.push_back({"${name}", &${name}::patched_table(), &${SOUND}::probes, nullptr});`)
-    .join('\n')
+    .map(({ name }) => SOUND_SET.replace(SOUND, name).replace(`${SOUND}::table`, `${name}::patched_table()`))
+    .join('')
 
 /** Where native/cpu/dispatch.cc registers the sound set. */
-const SOUND_SET = '  sets.push_back({"portable", &portable::table, &portable::probes, nullptr});\n'
+const SOUND_SET = `  sets.push_back({"${SOUND}", &${SOUND}::table, &${SOUND}::probes, ${SOUND}::pack_tile, nullptr});\n`
+
+/** dispatch.cc with a set for each defect. Throws MUTANT_STALE. */
+export const registered = (source: string, defects: readonly KernelDefect[]): string =>
+  replaced('dispatch.cc', source, [
+    [`INGOT_DECLARE(${SOUND})\n`, `INGOT_DECLARE(${SOUND})\n${declarations(defects)}\n`],
+    [SOUND_SET, `${SOUND_SET}${registrations(defects)}`],
+  ])
+
+/** CMakeLists.txt with what builds each defect. Throws MUTANT_STALE. */
+export const withTargets = (source: string, defects: readonly KernelDefect[]): string =>
+  // Cases are small: what -O3 gains, its compilation costs many times over.
+  `${replaced('CMakeLists.txt', source, [['set(kernel_optimization -O3)', 'set(kernel_optimization -O1)']])}\n${targets(defects)}\n`
 
 /** Copies the sources to `folder`, one copy of native/cpu a defect, and registers every set. */
 async function prepare(folder: string, defects: readonly KernelDefect[]): Promise<void> {
@@ -102,16 +114,9 @@ async function prepare(folder: string, defects: readonly KernelDefect[]): Promis
     await writeFile(join(own, 'unit.cc'), unit(defect))
   }
   const dispatch = join(folder, 'native', 'cpu', 'dispatch.cc')
-  const source = replaced('dispatch.cc', await readFile(dispatch, 'utf8'), [
-    ['INGOT_DECLARE(portable)\n', `INGOT_DECLARE(portable)\n${declarations(defects)}\n`],
-    [SOUND_SET, `${SOUND_SET}${registrations(defects)}\n`],
-  ])
-  await writeFile(dispatch, source)
-  const cmake = replaced('CMakeLists.txt', await readFile(join(root, 'CMakeLists.txt'), 'utf8'), [
-    // Cases are small: what -O3 gains, its compilation costs many times over.
-    ['set(kernel_optimization -O3)', 'set(kernel_optimization -O1)'],
-  ])
-  await writeFile(join(folder, 'CMakeLists.txt'), `${cmake}\n${targets(defects)}\n`)
+  await writeFile(dispatch, registered(await readFile(dispatch, 'utf8'), defects))
+  const cmake = await readFile(join(root, 'CMakeLists.txt'), 'utf8')
+  await writeFile(join(folder, 'CMakeLists.txt'), withTargets(cmake, defects))
 }
 
 /** Builds the copy with CMake, without the sound kernels of other instruction sets. Throws MUTANT_BUILD. */

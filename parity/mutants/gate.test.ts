@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { packageRoot } from '../../abi/native.ts'
 import { cpuBackend } from '../../compute/cpu-backend.ts'
-import { mutated } from './build.ts'
+import { mutated, registered, withTargets } from './build.ts'
 import { kernelDefects } from './defects.ts'
 import { builtDefects, Gate } from './gate.ts'
 
@@ -18,6 +18,12 @@ describe('defects of kernels', () => {
   })
   it.each(kernelDefects)('$name changes what stands once in $file', (defect) => {
     expect(mutated(defect, source(defect.file))).not.toBe(source(defect.file))
+  })
+  it('are built and registered beside the sound kernels', () => {
+    const { name } = kernelDefects[0]!
+    const set = `sets.push_back({"${name}", &${name}::patched_table(), &portable::probes, portable::pack_tile, nullptr});`
+    expect(registered(source('dispatch.cc'), kernelDefects)).toContain(set)
+    expect(withTargets(source('../../CMakeLists.txt'), kernelDefects)).toContain(`add_library(mutant_${name} OBJECT`)
   })
   it('fail where their text is gone', () => {
     const stale = { ...kernelDefects[0]!, find: 'nobody writes this' }
