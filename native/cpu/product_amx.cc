@@ -16,8 +16,8 @@ constexpr size_t kBlockRows = 2 * kTileHeight;
 constexpr size_t kPassRows = 512;
 constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kFewRows = 64;      // up to here a step is bound by memory: weights are prefetched, in two streams
-constexpr size_t kFewSteps = 8;      // of a piece, and of int4, which is expanded and used at once
-constexpr size_t kFewInt4Steps = 4;
+constexpr size_t kFewSteps = 8;      // of a piece of few rows
+constexpr size_t kFewInt4Steps = 4;  // of int4, which is expanded and used at once
 // Rows from which a tile product beats vectors: fewer leave most of a tile empty.
 constexpr size_t kLeastRows = 5, kLeastInt4Rows = 9;
 

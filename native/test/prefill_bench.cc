@@ -22,12 +22,12 @@ struct Options : VariantOptions {
 
 const char* name_of(DType dtype) { return dtype == DType::i4 ? "q4" : dtype == DType::i8 ? "q8" : "bf16"; }
 
-struct Shape { const char* name; uint32_t n, k, branches; bool norm, residual; };
+struct Shape { const char* name; uint32_t n, k, branches; bool norm; };
 constexpr Shape kShapes[] = {
-    {"q k v", 3072, 2048, 1, true, false},
-    {"attention out", 2048, 2048, 1, false, true},
-    {"gate, up", 8192, 2048, 2, true, false},
-    {"down", 2048, 8192, 1, false, true},
+    {"q k v", 3072, 2048, 1, true},
+    {"attention out", 2048, 2048, 1, false},
+    {"gate, up", 8192, 2048, 2, true},
+    {"down", 2048, 8192, 1, false},
 };
 constexpr size_t kShapeCount = std::size(kShapes);
 
@@ -130,7 +130,7 @@ struct Stack {
     const Weight ones_weight{reinterpret_cast<std::byte*>(ones.data()), 1, 2048, DType::f32, Layout::row};
     for (const Shape& s : kShapes) outs.push_back(Rows(rows, s.n, &random).matrix);
     // What a layer hands on, so that caches hold of it what they would.
-    enum { attention_out = 1, gate_up, down };
+    enum { attention_out = 1, gate_up, down };  // of kShapes
     xs = {outs[down], Rows(rows, kShapes[attention_out].k, &random).matrix, outs[attention_out], outs[gate_up]};
     residuals = {{}, outs[down], {}, outs[attention_out]};
     for (size_t bytes = 0; bytes < kLeastBytes;) {
