@@ -229,10 +229,17 @@ void Attention::attend(const Piece& piece, const Piece& next, float* memory, con
   const size_t row = (head * step.tokens + size_t(step.sequence_start[tile.sequence])) * group + tile.first;
   const std::byte* query = queries + row * query_bytes();
   const auto weights = [&]<bool Packs>() {
-    for (size_t r = 0; r < tile.count; ++r) {
+    for (size_t r = 0; r < tile.count;) {
       const size_t at = row_position(tile, r), from = sees_from(at), until = sees_to(tile, at);
-      to.softmax[r] = soften<S, Packs>(p, {scales, scales + kSplit}, scores + r * kScoreStride, count * Pages::kTokens,
-                                       from > begin ? from - begin : 0, until > begin ? until - begin : 0);
+      const auto soften_rows = [&]<size_t R>() {
+        soften<S, Packs, R>(p, {scales, scales + kSplit}, scores + r * kScoreStride, kScoreStride,
+                            count * Pages::kTokens, from > begin ? from - begin : 0, until > begin ? until - begin : 0,
+                            to.softmax + r);
+        r += R;
+      };
+      const size_t same = std::min(tile.count - r, group - (tile.first + r) % group);  // of one token
+      if (same >= kSoftRows) soften_rows.template operator()<kSoftRows>();
+      else soften_rows.template operator()<1>();
     }
   };
 #if defined(INGOT_ISA_amx)

@@ -26,46 +26,61 @@ struct Softmax { float most, total; };
 // Scales of a split's positions, where its state has them; those of values are 0 where there is no position.
 struct Scales { const float *keys, *values; };
 
-// Turns `count` (a multiple of 32) raw scores into weights, in place; those outside [begin, end) become exactly 0.
-// Weights over S's values are rounded to bf16 before they are summed; but where values have scales, these are
-// multiplied in before the rounding and after the sum. Packs: into the first half of the bytes, as bf16.
-template <class S, bool Packs>
-Softmax soften(const op::attention::Params& p, const Scales& scales, float* scores, size_t count, size_t begin,
-               size_t end) {
-  const auto put = [&](size_t v, Vec w) {
-    if constexpr (Packs) store_high(reinterpret_cast<uint16_t*>(scores) + v * kLanes, w);
-    else store(scores + v * kLanes, w);
+// Rows that see the same positions and are softened together, so that one hides what another waits for.
+inline constexpr size_t kSoftRows = kParts == 1 ? 4 : 2;
+
+// Turns `count` (a multiple of 32) raw scores of each of R rows into weights, in place; those outside [begin, end)
+// become exactly 0. Weights over S's values are rounded to bf16 before they are summed; but where values have scales,
+// these are multiplied in before the rounding and after the sum. Packs: into the first half of a row's bytes, as bf16.
+template <class S, bool Packs, size_t R>
+void soften(const op::attention::Params& p, const Scales& scales, float* scores, size_t stride, size_t count,
+            size_t begin, size_t end, Softmax* results) {
+  const auto put = [&](size_t r, size_t v, Vec w) {
+    float* row = scores + r * stride;
+    if constexpr (Packs) store_high(reinterpret_cast<uint16_t*>(row) + v * kLanes, w);
+    else store(row + v * kLanes, w);
+  };
+  const auto put_zeros = [&](size_t from, size_t to) {
+    for (size_t r = 0; r < R; ++r)
+      for (size_t v = from; v < to; ++v) put(r, v, zero());
   };
   const size_t vectors = count / kLanes, first = begin < end ? begin / kLanes : vectors;
   const size_t last = begin < end ? (end - 1) / kLanes : vectors;
   const Vec scale = set(p.softcap > 0 ? p.scale : p.scale * 1.44269504f);
-  Vec most = set(-kInfinity);
+  Vec most[R], peak[R], total[R];
+  for (size_t r = 0; r < R; ++r) most[r] = set(-kInfinity), total[r] = zero();
   for (size_t v = first; v <= last && v < vectors; ++v) {
-    Vec s = load(scores + v * kLanes);
-    if constexpr (S::kScaled) s = s * load(scales.keys + v * kLanes);
-    s = s * scale;
-    if (p.softcap > 0) s = softcap(s, p.softcap) * set(1.44269504f);
-    if (v == first || v == last) {
-      const Vec index = lane_index() + set(float(v * kLanes));
-      s = if_less(index, set(float(end)), s, set(-kInfinity));
-      s = if_less(index, set(float(begin)), set(-kInfinity), s);
+#pragma GCC unroll 4
+    for (size_t r = 0; r < R; ++r) {
+      float* at = scores + r * stride + v * kLanes;
+      Vec s = load(at);
+      if constexpr (S::kScaled) s = s * load(scales.keys + v * kLanes);
+      s = s * scale;
+      if (p.softcap > 0) s = softcap(s, p.softcap) * set(1.44269504f);
+      if (v == first || v == last) {
+        const Vec index = lane_index() + set(float(v * kLanes));
+        s = if_less(index, set(float(end)), s, set(-kInfinity));
+        s = if_less(index, set(float(begin)), set(-kInfinity), s);
+      }
+      most[r] = max(most[r], s);
+      store(at, s);
     }
-    most = max(most, s);
-    store(scores + v * kLanes, s);
   }
-  const float peak = reduce_max(most);
-  Vec total = zero();
-  for (size_t v = 0; v < first; ++v) put(v, zero());
+  for (size_t r = 0; r < R; ++r) peak[r] = set(results[r].most = reduce_max(most[r]));
+  put_zeros(0, first);
   for (size_t v = first; v <= last && v < vectors; ++v) {
-    const Vec e = exp2_negative(load(scores + v * kLanes) - set(peak));
-    Vec w = e;
-    if constexpr (S::kScaled) w = w * load(scales.values + v * kLanes);
-    if constexpr (S::kRounds) w = round_weight(w);
-    total = total + (S::kScaled ? e : w);
-    put(v, w);
+#pragma GCC unroll 4
+    for (size_t r = 0; r < R; ++r) {
+      const Vec e = exp2_negative(load(scores + r * stride + v * kLanes) - peak[r]);
+      Vec w = e;
+      if constexpr (S::kScaled) w = w * load(scales.values + v * kLanes);
+      if constexpr (S::kRounds) w = round_weight(w);
+      total[r] = total[r] + (S::kScaled ? e : w);
+      put(r, v, w);
+    }
   }
-  for (size_t v = last + 1; v < vectors; ++v) put(v, zero());
-  return {peak, reduce_add(total)};
+  put_zeros(last + 1, vectors);
+  for (size_t r = 0; r < R; ++r) results[r].total = reduce_add(total[r]);
 }
 
 // What some rows have summed up so far: soft-max and weighted values, (rows) and (rows, dim).

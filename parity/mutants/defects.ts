@@ -124,8 +124,16 @@ export const kernelDefects: readonly KernelDefect[] = [
     name: 'softmax_without_maximum',
     why: 'exponentials are taken of raw scores',
     file: 'attention_softmax.h',
-    find: 'const float peak = reduce_max(most);',
-    replace: 'const float peak = 0 * reduce_max(most);',
+    find: 'results[r].most = reduce_max(most[r])',
+    replace: 'results[r].most = 0 * reduce_max(most[r])',
+    ops: attention,
+  },
+  {
+    name: 'softmax_of_two_tokens',
+    why: 'heads of the next token are softened as those of this one',
+    file: 'attention.cc',
+    find: 'std::min(tile.count - r, group - (tile.first + r) % group)',
+    replace: 'tile.count - r',
     ops: attention,
   },
   // --- rope
