@@ -138,7 +138,7 @@ size_t Model::trace_bytes(const Step& step) const {
 // Returns the kernels launched. An instruction whose output has no row this step, and that touches no state, has
 // nothing to do.
 uint32_t Model::run_operations(const Step& step, ThreadPool& pool, Tally::Steps* tally, std::byte* trace) {
-  const Context context{step, pool, scratch_};
+  const Context context{step, pool, scratch_, trace != nullptr};
   const uint32_t fail_after = std::exchange(fail_after_, kNone);
   Laps laps;
   uint32_t launches = 0;

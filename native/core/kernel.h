@@ -72,6 +72,9 @@ struct Call {
   Weight weights[kMaxWeights];
   State states[kMaxStates];
   const void* params;  // the opcode's struct of gen/abi.h, fields of newer minors at their defaults
+  // The calls right after and before this one where they are of the same kernel and a register passes between the two
+  // alone: nobody else sees it unless steps are traced, so that they may agree on a form of it.
+  const Call *reader = nullptr, *writer = nullptr;
 
   template <class P>
   const P& as() const { return *static_cast<const P*>(params); }
@@ -81,6 +84,7 @@ struct Context {
   const Step& step;
   ThreadPool& pool;
   Scratch& scratch;  // empty at the start of each instruction
+  bool traced = false;  // every output is copied out: all are as the plan declares them
 };
 
 using Kernel = void (*)(const Context&, const Call&);

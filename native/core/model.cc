@@ -125,7 +125,25 @@ Fault Model::bind_operations(const ModelOptions& options, const KernelTable& tab
     op.call.params = instruction.params.data();
     operations_.push_back(op);
   }
+  link_operations();
   return {};
+}
+
+// Tells neighbours of one kernel what passes between them alone (Call::reader).
+void Model::link_operations() {
+  std::vector<uint32_t> uses(plan_.registers.size());
+  for (const PlanInstruction& instruction : plan_.instructions)
+    for (const PlanOperand& operand : instruction.inputs)
+      if (operand.reg != kNone) ++uses[operand.reg];
+  for (const PlanOutput& output : plan_.outputs) ++uses[output.reg];
+  for (size_t i = 0; i + 1 < operations_.size(); ++i) {
+    Operation &op = operations_[i], &next = operations_[i + 1];
+    const PlanOperand& x = plan_.instructions[i + 1].inputs[0];
+    if (op.kernel != next.kernel || x.reg != plan_.instructions[i].outputs[0] || uses[x.reg] != 1) continue;
+    if (x.column != 0 || x.width != plan_.registers[x.reg].width) continue;
+    op.call.reader = &next.call;
+    next.call.writer = &op.call;
+  }
 }
 
 std::span<std::byte> Model::unit(uint32_t state, uint32_t unit) {

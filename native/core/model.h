@@ -81,6 +81,7 @@ class Model final : public Executor {
   Fault check_memory(const ModelOptions& options) const;
   Fault allocate(const ModelOptions& options);
   Fault bind_operations(const ModelOptions& options, const KernelTable& table);
+  void link_operations();
   Matrix matrix(uint32_t reg, uint32_t column, uint32_t width, const StepLimits& limits) const;
 
   void restore_states(const StepView& view);

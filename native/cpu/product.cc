@@ -53,7 +53,7 @@ void run_blocks(const Context& context, const Product& product, const Epilogue& 
   const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
   const size_t branches = epilogue.branches, tiles = ceil_div(out.width, kLanes);
   const bool streams = rows <= kPanel && tiles * branches * product.tile_stride() * sizeof *product.weight >= kStreamed;
-  split(context, tiles, rows, kPanel, rows * product.k * out.width * branches, kWholePart,
+  split(context, tiles, 1, rows, kPanel, rows * product.k * out.width * branches, kWholePart,
         [&](Range outputs, Range part, unsigned) {
           const Range tiles{outputs.begin * branches, outputs.end * branches};
           for (size_t t = tiles.begin; t < tiles.end; t += group) {
@@ -176,7 +176,7 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
                       [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
     }
   };
-  split(context, ceil_div(out.width, kLanes), x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
+  split(context, ceil_div(out.width, kLanes), 1, x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace ingot::cpu::INGOT_ISA {
 struct Input : Matrix {
   const float* norm = nullptr;
   float eps = 0, offset = 0;
+  bool tiles = false;  // they lie there as AMX tiles (PackedRows), as their writer left them
 };
 
 // What happens to a finished sum: residual + activation(softcap(scale * (sum + bias))).
@@ -19,6 +20,7 @@ struct Epilogue {
   Activation activation = Activation::none;
   Matrix residual = {};
   uint32_t branches = 1;  // tiles an output tile takes; 2: of a gate, then of what it multiplies
+  bool tiles = false;     // outputs are left as the AMX tiles that their reader multiplies
 };
 
 // A weight and what scales it: int8 has `scales`, int4 `sub_scales` too.
@@ -88,14 +90,14 @@ inline void finish(const Epilogue& e, const Matrix& out, size_t row, size_t tile
 inline constexpr size_t kForkProducts = 65536;
 
 // Calls body(tiles of `out`, rows, thread): splits them over the pool by tiles, so that a weight is read once, and by rows
-// too where tiles are few. A thread takes `run` tiles at a time, and then of what others have left; or its part at once,
-// in one stream, where memory bounds.
+// too where tiles are few; `unit` tiles stay together. A thread takes `run` tiles at a time, and then of what others have
+// left; or its part at once, in one stream, where memory bounds.
 inline constexpr size_t kWholePart = 0;
 template <class Body>
-void split(const Context& context, size_t tiles, size_t rows, size_t row_grain, size_t products, size_t run,
+void split(const Context& context, size_t tiles, size_t unit, size_t rows, size_t row_grain, size_t products, size_t run,
            const Body& body) {
   const size_t threads = products < kForkProducts ? 1 : context.pool.threads();
-  const size_t grain = tiles >= threads * 16 ? 4 : tiles >= threads * 4 ? 2 : 1;
+  const size_t grain = std::max<size_t>(unit, tiles >= threads * 16 ? 4 : tiles >= threads * 4 ? 2 : 1);
   const size_t chunks = ceil_div(tiles, grain);
   const size_t most = ceil_div(rows, row_grain), wanted = chunks >= threads ? 1 : ceil_div(2 * threads, chunks);
   const size_t parts = wanted < most ? wanted : most;

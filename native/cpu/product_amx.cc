@@ -23,7 +23,7 @@ constexpr size_t kLeastRows = 5, kLeastInt4Rows = 9;
 
 // Where a thread works.
 struct TileWorkspace {
-  TileSums<float>* sums;  // of a panel: [pair of output tiles][block of rows]
+  TileSums<float>* sums;  // of what is finished together: [pair of output tiles][block of rows]
   Unscaled* unscaled;
   std::byte* weights;     // that do not lie ready: two output tiles of a piece, twice
 };
@@ -35,13 +35,15 @@ class TileProduct {
               const Matrix& out)
       : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
         halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
-        x_(pack_rows<Tiles>(context, x, !few_ ? Tiles::kPieceSteps : halves_ ? kFewInt4Steps : kFewSteps)) {
+        x_(x.tiles ? left_in(x)
+                   : pack_rows<Tiles>(context, x, !few_ ? Tiles::kPieceSteps : halves_ ? kFewInt4Steps : kFewSteps)) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) workspaces[i] = workspace(context);
     const size_t products = x.rows * k_ * out.width * epilogue.branches;
     const size_t run = few_ ? kWholePart : kPanelTiles / epilogue.branches;
-    split(context, tiles, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
+    const size_t unit = epilogue.tiles ? Tiles::kUnit / kLanes : 1;
+    split(context, tiles, unit, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
       const TileLease lease;
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
@@ -52,17 +54,31 @@ class TileProduct {
     });
   }
 
+  // Whether rows of a register can be left there as tiles.
+  static bool leaves(const Matrix& m) {
+    const bool dense = m.stride == m.width * sizeof(float) && m.width % Tiles::kStep == 0;
+    return dense && m.rows > kFewRows && left_in(m).bytes() <= m.rows * m.stride;
+  }
+
  private:
+  static PackedRows left_in(const Matrix& m) {
+    return PackedRows::of<Tiles>(m.rows, m.width, Tiles::kPieceSteps).in(m.data);
+  }
+
   static constexpr size_t kColumnBytes = kTileBytes / Tiles::kStep;  // of one k of 16 outputs
 
-  size_t panel_tiles() const { return few_ ? 2 : kPanelTiles; }
+  // Output tiles that are finished together: of many rows a panel, or as many as make a unit of what is left as tiles.
+  size_t finished_tiles() const {
+    if (few_) return 2;
+    return epilogue_.tiles ? std::max(kPanelTiles, Tiles::kUnit / kLanes * epilogue_.branches) : kPanelTiles;
+  }
   static size_t blocks_of(Range rows) { return ceil_div(rows.end - rows.begin, kBlockRows); }
 
   TileWorkspace workspace(const Context& context) const {
     const size_t blocks = blocks_of({0, x_.rows < kPassRows ? x_.rows : kPassRows});
     Unscaled* unscaled = context.scratch.take<Unscaled>(1);
     unscaled->second = false, unscaled->shape = {}, unscaled->now = unscaled->next = {};
-    return {context.scratch.take<TileSums<float>>(panel_tiles() / 2 * blocks), unscaled,
+    return {context.scratch.take<TileSums<float>>(finished_tiles() / 2 * blocks), unscaled,
             ready_ ? nullptr : context.scratch.take<std::byte>(4 * Tiles::kPieceSteps * kTileBytes)};
   }
 
@@ -143,15 +159,20 @@ class TileProduct {
   }
 
   void many_rows(Range tiles, Range rows, const TileWorkspace& w) const {
-    for (size_t t = tiles.begin; t < tiles.end; t += kPanelTiles) {
-      const Range part{t, tiles.end - t < kPanelTiles ? tiles.end : t + kPanelTiles};
-      panel(part, rows, w);
+    const size_t together = finished_tiles();
+    for (size_t t = tiles.begin; t < tiles.end; t += together) {
+      const Range group{t, tiles.end - t < together ? tiles.end : t + together};
+      for (size_t begin = group.begin; begin < group.end; begin += kPanelTiles) {
+        const Range part{begin, group.end - begin < kPanelTiles ? group.end : begin + kPanelTiles};
+        panel(part, rows, w.sums + (begin - group.begin) / 2 * blocks_of(rows), w);
+      }
       add_scaled(*w.unscaled);
-      finish_rows(part, rows, w);
+      finish_rows(group, rows, w);
     }
   }
 
-  void panel(Range tiles, Range rows, const TileWorkspace& w) const {
+  // Sums go to `sums`: [pair of output tiles][block of rows].
+  void panel(Range tiles, Range rows, TileSums<float>* sums, const TileWorkspace& w) const {
     const size_t blocks = blocks_of(rows);
     for (size_t begin = 0; begin < x_.steps; begin += x_.piece_steps) {
       const Range piece = piece_at(begin);
@@ -160,7 +181,7 @@ class TileProduct {
         const TileOperands o = operands(pair, piece, 0, w);
         PrefetchNext next = next_of(tiles, t, blocks, piece);
         for (size_t b = 0; b < blocks; ++b) {
-          multiply(pair, rows, b, piece, o, next, w.sums[(t - tiles.begin) / 2 * blocks + b], *w.unscaled);
+          multiply(pair, rows, b, piece, o, next, sums[(t - tiles.begin) / 2 * blocks + b], *w.unscaled);
           next.advance(piece.end - piece.begin);
         }
       }
@@ -191,22 +212,42 @@ class TileProduct {
     });
   }
 
+  // Outputs of row i of a pass; `to` is where output `first` goes.
+  void finish_row(const Epilogue& e, const Matrix& out, Range tiles, Range rows, size_t i, float* to, size_t first,
+                  const TileWorkspace& w) const {
+    const size_t blocks = blocks_of(rows), at = i % kBlockRows;
+    const auto sum = [&](size_t tile) {
+      const size_t t = tile - tiles.begin;
+      return load(w.sums[t / 2 * blocks + i / kBlockRows][at / kTileHeight][t % 2] + at % kTileHeight * kLanes);
+    };
+    for (size_t tile = tiles.begin; tile < tiles.end; tile += e.branches) {
+      const size_t column = tile / e.branches * kLanes, n = lanes_at(out, column);
+      Vec y = activate(e.activation, before_activation(e, tile, n, sum(tile)));
+      if (e.branches == 2) y = y * before_activation(e, tile + 1, n, sum(tile + 1));
+      store_n(to + (column - first), add_residual(e, rows.begin + i, column, n, y), n);
+    }
+  }
+
   void finish_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    if (epilogue_.tiles) return leave_rows(tiles, rows, w);
     const Epilogue e = epilogue_;  // copies: what they say stays in registers
     const Matrix out = out_;
-    const size_t blocks = blocks_of(rows);
+    for (size_t row = rows.begin; row < rows.end; ++row)
+      finish_row(e, out, tiles, rows, row - rows.begin, out.row<float>(row), 0, w);
+  }
+
+  // As the tiles that their reader multiplies: whole units, as `tiles` begin with one.
+  void leave_rows(Range tiles, Range rows, const TileWorkspace& w) const {
+    const Epilogue e = epilogue_;
+    const Matrix out = out_;
+    const PackedRows left = left_in(out);
+    const size_t first = tiles.begin / e.branches * kLanes, past = tiles.end / e.branches * kLanes;
+    const size_t end = past < out.width ? past : out.width;
     for (size_t row = rows.begin; row < rows.end; ++row) {
-      const size_t i = row - rows.begin, at = i % kBlockRows;
-      const auto sum = [&](size_t tile) {
-        const size_t t = tile - tiles.begin;
-        return load(w.sums[t / 2 * blocks + i / kBlockRows][at / kTileHeight][t % 2] + at % kTileHeight * kLanes);
-      };
-      for (size_t tile = tiles.begin; tile < tiles.end; tile += e.branches) {
-        const size_t column = tile / e.branches * kLanes, n = lanes_at(out, column);
-        Vec y = activate(e.activation, before_activation(e, tile, n, sum(tile)));
-        if (e.branches == 2) y = y * before_activation(e, tile + 1, n, sum(tile + 1));
-        store_n(out.row<float>(row) + column, add_residual(e, row, column, n, y), n);
-      }
+      alignas(64) float y[kPanelTiles * kLanes];
+      finish_row(e, out, tiles, rows, row - rows.begin, y, first, w);
+      for (size_t k = first; k < end; k += Tiles::kUnit)
+        left.pack<Tiles>(row, k, y + (k - first), std::min(Tiles::kUnit, end - k));
     }
   }
 
@@ -230,6 +271,16 @@ bool amx_product(const Context& context, const Input& x, const Factors& factors,
     case DType::i4: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
     default: return false;
   }
+}
+
+bool leaves_tiles(const Context& context, const Call& writer, const Call& reader) {
+  if (context.traced || reader.weights[op::linear::weight_norm]) return false;
+  const Matrix& between = writer.outputs[op::linear::out_out];
+  const DType first = writer.weights[op::linear::weight_weight].dtype;
+  const DType second = reader.weights[op::linear::weight_weight].dtype;
+  const auto integers = [](DType dtype) { return dtype == DType::i8 || dtype == DType::i4; };
+  if (first == DType::bf16 && second == DType::bf16) return TileProduct<Bf16Tiles>::leaves(between);
+  return integers(first) && integers(second) && TileProduct<Int8Tiles>::leaves(between);
 }
 
 }  // namespace ingot::cpu::INGOT_ISA

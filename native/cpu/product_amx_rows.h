@@ -6,23 +6,23 @@
 
 namespace ingot::cpu::INGOT_ISA {
 
-// A tile along K is a *step*: 32 bf16. `pack` takes up to kQuantBlock elements of a row; its steps lie a tile apart.
+// A tile along K is a *step*: 32 bf16. `pack` takes up to kQuantBlock elements of a row, from a multiple of kUnit on; its
+// steps lie a tile apart.
 // Many rows pass a piece of the weights of two output tiles at a time, as much as stays in L1: 32 KB.
 struct Bf16Tiles {
-  static constexpr size_t kStep = 32, kPieceSteps = 16;
-  static float pack(const float* from, size_t count, std::byte* to) {
+  static constexpr size_t kStep = 32, kPieceSteps = 16, kUnit = kStep;
+  static void pack(const float* from, size_t count, std::byte* to) {
     for (size_t k = 0; k < round_up(count, kStep); k += kLanes) {
       const size_t left = k < count ? count - k : 0;
       const Vec v = left ? load_n(from + k, left < kLanes ? left : kLanes) : zero();
       store_bf16(reinterpret_cast<uint16_t*>(to + k / kStep * kTileBytes) + k % kStep, v);
     }
-    return 0;
   }
 };
 
 // Steps of 64 int8, scaled by block: `pack` returns the scale. 24 KB of weights leave room for sums to be scaled.
 struct Int8Tiles {
-  static constexpr size_t kStep = 64, kPieceSteps = 12;
+  static constexpr size_t kStep = 64, kPieceSteps = 12, kUnit = kQuantBlock;
   static float pack(const float* from, size_t count, std::byte* to) {
     if (count % kStep) std::memset(to + count / kStep * kTileBytes, 0, kStep);
     return quantize_block(from, count, [&](size_t k, Ints q) {
@@ -34,13 +34,31 @@ struct Int8Tiles {
 // x as tiles: (piece, row tile, step of the piece); rows and K are padded with zeros. A piece is whole blocks along K
 // and lies together: rows a power of two apart would fall on the same sets of L2. Scales of integers: (block, row).
 struct PackedRows {
-  std::byte* tiles;
-  float* scales;
-  size_t rows, steps, piece_steps;  // rows padded to 16
+  size_t rows, steps, blocks, piece_steps;  // rows padded to 16
+  std::byte* tiles = nullptr;
+  float* scales = nullptr;
+
+  template <class Tiles>
+  static PackedRows of(size_t rows, size_t width, size_t piece_steps) {
+    return {round_up(rows, kTileHeight), ceil_div(width, Tiles::kStep), ceil_div(width, kQuantBlock), piece_steps};
+  }
+  // The same in memory of bytes().
+  PackedRows in(std::byte* memory) const {
+    return {rows, steps, blocks, piece_steps, memory, reinterpret_cast<float*>(memory + tile_bytes())};
+  }
+  size_t bytes() const { return tile_bytes() + rows * blocks * sizeof(float); }
+  size_t tile_bytes() const { return rows * round_up(steps, piece_steps) * kTileRowBytes; }
 
   std::byte* at(size_t row, size_t step) const {
     const size_t piece = step / piece_steps, tile = (piece * (rows / kTileHeight) + row / kTileHeight) * piece_steps;
     return tiles + (tile + step % piece_steps) * kTileBytes + row % kTileHeight * kTileRowBytes;
+  }
+  // Packs elements of a row from column k, a multiple of Tiles::kUnit, on.
+  template <class Tiles>
+  void pack(size_t row, size_t k, const float* from, size_t count) const {
+    std::byte* to = at(row, k / Tiles::kStep);
+    if constexpr (Tiles::kUnit == kQuantBlock) scales[k / kQuantBlock * rows + row] = Tiles::pack(from, count, to);
+    else Tiles::pack(from, count, to);
   }
 };
 
@@ -50,11 +68,10 @@ void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block,
   const size_t begin = block * kQuantBlock, left = x.width - begin, count = left < kQuantBlock ? left : kQuantBlock;
   float normalized[kQuantBlock];
   for (size_t row = first; row < first + kTileHeight; ++row) {
-    std::byte* to = p.at(row, begin / Tiles::kStep);
-    float& scale = p.scales[block * p.rows + row];
     if (row >= x.rows) {
+      std::byte* to = p.at(row, begin / Tiles::kStep);
       for (size_t k = 0; k < count; k += Tiles::kStep) std::memset(to + k / Tiles::kStep * kTileBytes, 0, kTileRowBytes);
-      scale = 0;
+      p.scales[block * p.rows + row] = 0;
       continue;
     }
     const float* from = x.row<float>(row) + begin;
@@ -63,22 +80,20 @@ void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block,
       rms_scale(from, x.norm + begin, normalized, count, factors[row - first], x.offset);
       from = normalized;
     }
-    scale = Tiles::pack(from, count, to);
+    p.pack<Tiles>(row, begin, from, count);
   }
 }
 
 // Block by block of 16 rows, so that whole tiles are written.
 template <class Tiles>
 PackedRows pack_rows(const Context& context, const Input& x, size_t piece_steps) {
-  const size_t rows = round_up(x.rows, kTileHeight), steps = ceil_div(x.width, Tiles::kStep);
-  const size_t blocks = ceil_div(x.width, kQuantBlock);
-  const PackedRows p{context.scratch.take<std::byte>(rows * round_up(steps, piece_steps) * kTileRowBytes),
-                     context.scratch.take<float>(rows * blocks), rows, steps, piece_steps};
+  const PackedRows rows = PackedRows::of<Tiles>(x.rows, x.width, piece_steps);
+  const PackedRows p = rows.in(context.scratch.take<std::byte>(rows.bytes()));
   const size_t grain = ceil_div(kForkElements, kTileHeight * kQuantBlock);
-  context.pool.parallel(rows / kTileHeight * blocks, grain, [&](size_t begin, size_t end) {
+  context.pool.parallel(p.rows / kTileHeight * p.blocks, grain, [&](size_t begin, size_t end) {
     float factors[kTileHeight] = {};
     for (size_t unit = begin; unit < end; ++unit) {
-      const size_t first = unit / blocks * kTileHeight, block = unit % blocks;
+      const size_t first = unit / p.blocks * kTileHeight, block = unit % p.blocks;
       if (x.norm && (unit == begin || block == 0)) {
         for (size_t r = 0; r < kTileHeight && first + r < x.rows; ++r) {
           factors[r] = rms_factor(x.row<float>(first + r), x.width, x.eps);

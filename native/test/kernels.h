@@ -218,12 +218,13 @@ inline Stored random_row(Random& random, size_t cols) {
   return random_weight(random, 1, cols, DType::f32, Layout::row);
 }
 
-inline void run_on(const KernelTable& table, unsigned threads, uint16_t opcode, const Step& step, const Call& call) {
+inline void run_on(const KernelTable& table, unsigned threads, uint16_t opcode, const Step& step, const Call& call,
+                   bool traced = false) {
   static Scratch scratch;
   const FlushDenormals flush;
   ThreadPool& pool = ThreadPool::shared();
   const ThreadPool::Lease lease(pool, threads);
-  table.kernels[opcode]({step, pool, scratch}, call);
+  table.kernels[opcode]({step, pool, scratch, traced}, call);
   scratch.reset();
 }
 

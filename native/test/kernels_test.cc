@@ -1,4 +1,7 @@
 // Products, norms and pointwise kernels against naive f64 code, at sizes around every block edge.
+#include <algorithm>
+#include <string>
+
 #include "kernels.h"
 
 using namespace ingot;
@@ -191,6 +194,64 @@ void test_fusions() {
     fused_case(random, 1, 1104, 130, dtype);  // tiles are
     fused_case(random, 9, 304, 257, dtype);
   }
+}
+
+// Two linears, the second of which alone reads what the first leaves: on AMX its bits are those that it has elsewhere.
+// `tiles`: whether that is left as tiles.
+void handed_on_case(Random& random, size_t m, size_t between, DType dtype, uint32_t branches, bool tiles) {
+  const size_t n = 40, k = 70;
+  Register x(m, k), residual(m, n), expected(m, n), out(m, n);
+  x.fill(random);
+  residual.fill(random);
+  std::vector<float> rows(m * between);  // of the first, as an arena has them
+  const StoredFactors first(random, branches * between, k, dtype), second(random, n, between, dtype);
+  const op::linear::Params writes{32, 1, 1, uint32_t(between), uint32_t(k), uint32_t(Activation::silu), branches, 0, 0};
+  const op::linear::Params reads{32, 1, 1, uint32_t(n), uint32_t(between), 0, 1, 0, 0};
+  Call writer{}, reader{};
+  writer.inputs[op::linear::in_x] = x.matrix();
+  writer.outputs[0] = reader.inputs[op::linear::in_x] = {reinterpret_cast<std::byte*>(rows.data()), between * 4,
+                                                         uint32_t(m), uint32_t(between), DType::f32};
+  reader.inputs[op::linear::in_residual] = residual.matrix();
+  first.give(writer);
+  second.give(reader);
+  writer.params = &writes;
+  reader.params = &reads;
+  const auto run = [&](const cpu::InstructionSet& set, unsigned threads, Register& to, bool traced) {
+    reader.outputs[0] = to.matrix();
+    run_on(*set.table, threads, op::linear::id, kNoStep, writer, traced);
+    const std::vector<float> left = rows;
+    run_on(*set.table, threads, op::linear::id, kNoStep, reader, traced);
+    return left;
+  };
+  const auto& portable = *std::ranges::find(tested_sets(), std::string("portable"), &cpu::InstructionSet::name);
+  const std::vector<float> declared = run(portable, 2, expected, false);
+  const auto as_declared = [&](const std::vector<float>& left) {
+    return std::memcmp(left.data(), declared.data(), left.size() * 4) == 0;
+  };
+  writer.reader = &reader, reader.writer = &writer;
+  for (const cpu::InstructionSet& set : tested_sets()) {
+    if (!set.table || std::strncmp(set.name, "amx", 3)) continue;
+    for (const unsigned threads : {1, 3}) {
+      CHECK(as_declared(run(set, threads, out, false)) == !tiles);
+      CHECK(std::memcmp(out.data.data(), expected.data.data(), out.data.size() * 4) == 0);
+    }
+    CHECK(as_declared(run(set, 2, out, true)));  // traced
+  }
+}
+
+void test_handing_on() {
+  Random random(8);
+  for (DType dtype : {DType::bf16, DType::i8, DType::i4}) {
+    for (const uint32_t branches : {1, 2}) {
+      handed_on_case(random, 70, 320, dtype, branches, true);  // a block that is not full
+      handed_on_case(random, 64, 384, dtype, branches, false);  // few rows
+      handed_on_case(random, 70, 48, dtype, branches, false);   // not whole steps
+      handed_on_case(random, 70, 64, dtype, branches, false);   // padding takes more than the register has
+    }
+    handed_on_case(random, 65, 1088, dtype, 2, true);  // pieces of steps end within a panel
+  }
+  handed_on_case(random, 530, 320, DType::i8, 2, true);  // two passes
+  handed_on_case(random, 70, 384, DType::f32, 2, false);
 }
 
 // A result for a row does not depend on the rows beside it.
@@ -405,6 +466,7 @@ int main() {
   CHECK(cpu::cpu_info().physical_cores >= 1);
   test_products();
   test_fusions();
+  test_handing_on();
   test_batch_invariance();
   test_pointwise();
   test_rms_norm();

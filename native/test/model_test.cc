@@ -205,18 +205,22 @@ void runs_a_step() {
   CHECK(use.state >= 7 * package.view.states[0].size_bytes * package.view.states.size());
 }
 
+constexpr uint32_t kStepRows[] = {5, 2, 2};  // of each space, in a StepBytes
+
+size_t trace_bytes(const PlanView& view) {
+  size_t bytes = 0;
+  for (const PlanInstruction& instruction : view.instructions)
+    for (const uint32_t reg : instruction.outputs)
+      bytes += kStepRows[size_t(view.registers[reg].space)] * size_t{view.registers[reg].width} * 4;
+  return bytes;
+}
+
 // The rows of every output, in the plan's order, into a buffer that holds just those.
 void traces_what_is_written() {
   Package package("decoder.bin");
   const auto model = package.open(fake_table());
   StepBytes step;
-  const uint32_t rows[] = {5, 2, 2};
-  size_t bytes = 0;
-  for (const PlanInstruction& instruction : package.view.instructions)
-    for (const uint32_t reg : instruction.outputs) {
-      const PlanRegister& r = package.view.registers[reg];
-      bytes += rows[size_t(r.space)] * size_t{r.width} * 4;
-    }
+  const size_t bytes = trace_bytes(package.view);
   Bytes trace(bytes);
   launch = 0;
   CHECK(!model->step(step.bytes, step.result, trace));
@@ -225,7 +229,7 @@ void traces_what_is_written() {
     const PlanInstruction& instruction = package.view.instructions[i];
     for (const uint32_t reg : instruction.outputs) {
       const PlanRegister& r = package.view.registers[reg];
-      for (uint32_t n = 0; n < rows[size_t(r.space)] * r.width; ++n, ++at)
+      for (uint32_t n = 0; n < kStepRows[size_t(r.space)] * r.width; ++n, ++at)
         CHECK(instruction.opcode == op::sample::id || *at == int32_t(i + 1));
     }
   }
@@ -278,6 +282,35 @@ void skips_what_has_no_rows() {
     CHECK(filled(model->unit(s, 6), 3) && filled(model->unit(s, 1), 3));  // 2 into 6, then 6 into 1
     CHECK(filled(model->unit(s, 3), 4) && filled(model->unit(s, 4), 0));
   }
+}
+
+// Neighbours of one kernel know of each other where a register passes between them alone, and hear of traces. In this
+// plan glu reads gate and up, two parts of what a linear writes, and a linear alone what glu writes.
+void links_neighbours() {
+  Package package("decoder.bin");
+  static std::vector<const Call*> calls;
+  static bool traced;
+  KernelTable table = fake_table();
+  table.kernels[op::linear::id] = table.kernels[op::glu::id] = [](const Context& context, const Call& call) {
+    calls.push_back(&call);
+    traced = context.traced;
+    fake(context, call);
+  };
+  const auto model = package.open(table);
+  StepBytes step;
+  CHECK(!model->step(step.bytes, step.result) && !traced);
+  size_t at = 0, links = 0;
+  for (const PlanInstruction& instruction : package.view.instructions) {
+    if (instruction.opcode != op::linear::id && instruction.opcode != op::glu::id) continue;
+    const Call& call = *calls[at++];
+    const bool glu = instruction.opcode == op::glu::id;
+    CHECK((call.reader != nullptr) == glu);
+    if (glu) CHECK(call.reader == calls[at] && call.reader->writer == &call && ++links);
+    else CHECK(!call.writer || call.writer->reader == &call);
+  }
+  CHECK(at == calls.size() && links == 2);
+  Bytes trace(trace_bytes(package.view));
+  CHECK(!model->step(step.bytes, step.result, trace) && traced);
 }
 
 void tallies_when_asked() {
@@ -533,6 +566,7 @@ int main() {
   traces_what_is_written();
   copies_what_rows_want();
   skips_what_has_no_rows();
+  links_neighbours();
   tallies_when_asked();
   resets_slots();
   takes_back_a_failed_step();
