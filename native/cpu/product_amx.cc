@@ -44,7 +44,7 @@ class TileProduct {
     const size_t run = few_ ? kWholePart : kPanelTiles / epilogue.branches;
     const size_t unit = epilogue.tiles ? Tiles::kUnit / kLanes : 1;
     split(context, tiles, unit, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
-      const TileLease lease;
+      const TileLease lease(rows.end - rows.begin <= kHalfHeight ? kHalfTileConfig : kTileConfig);
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
         const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
@@ -206,6 +206,7 @@ class TileProduct {
     for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileHeight, piece.begin);
     o.row_scales = x_.scales + piece.begin * Tiles::kStep / kQuantBlock * x_.rows + row;
     o.row_stride = x_.rows;
+    o.rows = std::min(rows.end - row, kBlockRows);
     with_shape({rows.end - row > kTileHeight, pair.end - pair.begin > 1}, [&]<int R, int T>() {
       if (unscaled.shape != TileShape{R > 1, T > 1}) add_scaled(unscaled);
       add_steps<R, T>(Tiles{}, o, steps, piece.begin == 0, meanwhile, acc, unscaled);

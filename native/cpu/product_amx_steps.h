@@ -19,6 +19,7 @@ struct TileOperands {
   const uint16_t* weight_scales[2];
   const float* row_scales;
   size_t row_stride;
+  size_t rows;  // of the block that x has
 };
 
 // A block of one or two row tiles by one or two output tiles.
@@ -39,6 +40,7 @@ struct BlockSums {
   TileSums<float>* acc = nullptr;     // nullptr: there are none
   const uint16_t* weight_scales[2] = {};
   const float* row_scales = nullptr;
+  size_t rows = 0;
 };
 
 // Blocks that wait to be scaled, of one shape: that is done while tiles multiply those after them, whichever. Tiles store
@@ -208,10 +210,12 @@ void add_steps(Bf16Tiles, const TileOperands& operands, size_t steps, bool first
   asm volatile("" ::: "memory");
 }
 
-// acc = fma(sums of a block, both scales, acc) in a quarter of the rows, inlined for its addresses to be constants.
+// acc = fma(sums of a block, both scales, acc) in a quarter of the rows, if there are any, inlined for its addresses to be
+// constants.
 template <int R, int T>
 [[gnu::always_inline]] inline void add_scaled(const BlockSums& block, size_t quarter) {
   constexpr size_t kQuarter = R * kTileHeight / 4;
+  if (quarter * kQuarter >= block.rows) return;
   const size_t r = quarter * kQuarter / kTileHeight, begin = quarter * kQuarter % kTileHeight;
   Vec weight_scale[T];
   for (int t = 0; t < T; ++t) weight_scale[t] = load_f16(block.weight_scales[t]);
@@ -270,7 +274,7 @@ void add_steps(Int8Tiles, const TileOperands& operands, size_t steps, bool first
     sums = &unscaled.sums[unscaled.second];
     unscaled.second = !unscaled.second;
     unscaled.shape = {R > 1, T > 1};
-    unscaled.next = {sums, &acc, {}, o.row_scales + block * o.row_stride};
+    unscaled.next = {sums, &acc, {}, o.row_scales + block * o.row_stride, o.rows};
     for (int t = 0; t < T; ++t) unscaled.next.weight_scales[t] = o.weight_scales[t] + block * kLanes;
   }
   store_all_tiles<R, T>(*sums);

@@ -15,10 +15,13 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 alignas(64) inline constexpr TileConfig kTileConfig;
+// For products of few rows, which take half the time: sums and rows of x are half as high, weights (6 and 7) are not.
+inline constexpr size_t kHalfHeight = kTileHeight / 2;
+alignas(64) inline constexpr TileConfig kHalfTileConfig{.rows = {8, 8, 8, 8, 8, 8, 16, 16}};
 
 // The calling thread's tiles, while this lives.
 struct TileLease {
-  TileLease() { _tile_loadconfig(&kTileConfig); }
+  explicit TileLease(const TileConfig& config = kTileConfig) { _tile_loadconfig(&config); }
   ~TileLease() { _tile_release(); }
   TileLease(const TileLease&) = delete;
   TileLease& operator=(const TileLease&) = delete;
