@@ -26,8 +26,9 @@ struct Softmax { float most, total; };
 // Scales of a split's positions, where its state has them; those of values are 0 where there is no position.
 struct Scales { const float *keys, *values; };
 
-// Rows that see the same positions and are softened together, so that one hides what another waits for.
-inline constexpr size_t kSoftRows = kParts == 1 ? 4 : 2;
+// Rows that see the same positions and are softened together, so that one hides what another waits for: as many as
+// registers of 512 bits hold.
+inline constexpr size_t kSoftRows = kParts == 1 ? 4 : 1;
 
 // Turns `count` (a multiple of 32) raw scores of each of R rows into weights, in place; those outside [begin, end)
 // become exactly 0. Weights over S's values are rounded to bf16 before they are summed; but where values have scales,
