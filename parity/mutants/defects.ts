@@ -128,14 +128,6 @@ export const kernelDefects: readonly KernelDefect[] = [
     replace: 'results[r].most = 0 * reduce_max(most[r])',
     ops: attention,
   },
-  {
-    name: 'softmax_of_two_tokens',
-    why: 'heads of the next token are softened as those of this one',
-    file: 'attention.cc',
-    find: 'std::min(tile.count - r, group - (tile.first + r) % group)',
-    replace: 'tile.count - r',
-    ops: attention,
-  },
   // --- rope
   {
     name: 'rope_halves_swapped',
@@ -423,6 +415,15 @@ export const kernelDefects: readonly KernelDefect[] = [
     ops: ['sample'],
   },
   // --- one instruction set only
+  {
+    name: 'softmax_of_two_tokens',
+    why: 'heads of the next token are softened as those of this one',
+    file: 'attention.cc',
+    find: 'std::min(tile.count - r, group - (tile.first + r) % group)',
+    replace: 'tile.count - r',
+    ops: attention,
+    isa: 'avx512_vnni',
+  },
   {
     name: 'avx2_quads_swapped',
     why: 'the halves of a register of int8 change places',
