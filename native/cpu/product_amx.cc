@@ -3,6 +3,7 @@
 // Rows of x are packed tile after tile; weights are read as they lie (tile16x2, tile16x4), int4 is expanded first. Outputs
 // pass in panels, and K in pieces: the weights of two output tiles over a piece stay in L1 while all rows pass, and the
 // rows of a piece in L2 while a panel passes. So rows are loaded as what L1 does not keep.
+// What the next product alone reads is left as the tiles that it multiplies (ADR 0014).
 #include "product_amx.h"
 
 #if defined(INGOT_ISA_amx)
