@@ -243,7 +243,7 @@ void test_handing_on() {
   Random random(8);
   for (DType dtype : {DType::bf16, DType::i8, DType::i4}) {
     for (const uint32_t branches : {1, 2}) {
-      handed_on_case(random, 70, 320, dtype, branches, true);  // a block that is not full
+      handed_on_case(random, 70, 320, dtype, branches, true);   // a block that is not full
       handed_on_case(random, 64, 384, dtype, branches, false);  // few rows
       handed_on_case(random, 70, 48, dtype, branches, false);   // not whole steps
       handed_on_case(random, 70, 64, dtype, branches, false);   // padding takes more than the register has
