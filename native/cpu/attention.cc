@@ -247,10 +247,10 @@ void Attention::attend(const Piece& piece, const Piece& next, float* memory, con
     if (tiles) {
       const TileLease lease;
       uint16_t* wide = reinterpret_cast<uint16_t*>(buffer);
-      const TilePages keys(split_pages, split_pages.keys, split_pages.values[0], wide);
+      const TilePages keys(split_pages, 0, wide);
       tile_score_pages(keys, reinterpret_cast<const uint16_t*>(query), query_elements, tile.count, scores);
       weights.template operator()<true>();
-      const TilePages values(split_pages, split_pages.values, nullptr, wide);
+      const TilePages values(split_pages, split_pages.count, wide);
       return tile_weigh_pages(values, scores, tile.count, to.sum);
     }
   }

@@ -1,6 +1,7 @@
 // Scores and outputs of a bf16 state on AMX tiles, in blocks of up to 32 rows. Keys and values are read as they lie.
 #pragma once
 #include "attention_state.h"
+#include "prefetch.h"
 #include "tiles.h"
 
 namespace ingot::cpu::INGOT_ISA::paged {
@@ -8,17 +9,20 @@ namespace ingot::cpu::INGOT_ISA::paged {
 #if defined(INGOT_ISA_amx)
 inline constexpr bool kHasTiles = true;
 
-inline void prefetch(const uint16_t* from, size_t elements) {
-  for (size_t i = 0; i < elements; i += 32) __builtin_prefetch(from + i, 0, kIntoL2);
+// Elements [first, first + count) of the next page into L1, and of the one after it into L2, unless they are nullptr.
+inline void prefetch_pages(const uint16_t* const* page, size_t first, size_t count) {
+  for (size_t i = first; page[1] && i < first + count; i += 32) prefetch<kIntoL1>(page[1] + i);
+  for (size_t i = first; page[2] && i < first + count; i += 32) prefetch<kIntoL2>(page[2] + i);
 }
 
 // Scores of R x 16 queries against the 32 positions of a page. Tiles 0-3 hold sums, 4-5 queries, 6-7 keys. The last
 // block of a head that 32 does not divide starts early; its queries have zeros there. `next`, if any, is what is read
 // after.
 template <int R>
-void tile_scores(const uint16_t* queries, size_t query_stride, const uint16_t* keys, const uint16_t* next, size_t dim,
+void tile_scores(const uint16_t* queries, size_t query_stride, const uint16_t* const* page, bool ahead, size_t dim,
                  float* scores, size_t score_stride) {
-  if (next) prefetch(next, Pages::kTokens * dim);
+  const uint16_t* keys = *page;
+  if (ahead) prefetch_pages(page, 0, Pages::kTokens * dim);
   asm volatile("" ::: "memory");  // the loads below do not say that they read
   _tile_zero(0);
   _tile_zero(1);
@@ -62,7 +66,7 @@ void tile_outputs(const uint16_t* weights, size_t weight_stride, const uint16_t*
   _tile_zero(3);
   for (size_t i = 0; i < pages; ++i) {
     const uint16_t *w = weights + i * Pages::kTokens, *v = values[i] + column * Pages::kTokens;
-    if (i + 1 < pages) prefetch(values[i + 1] + column * Pages::kTokens, T * kTile);
+    prefetch_pages(values + i, column * Pages::kTokens, T * kTile);
     _tile_loadd(4, w, weight_stride * 2);
     if constexpr (R > 1) _tile_loadd(5, w + kLanes * weight_stride, weight_stride * 2);
     _tile_loadd(6, v, 64);

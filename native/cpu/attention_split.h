@@ -8,6 +8,7 @@
 #include "attention_softmax.h"
 #include "attention_state.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace ingot::cpu::INGOT_ISA::paged {
 
@@ -41,7 +42,7 @@ inline void add_pairs(const float* x, size_t stride, const typename S::Element* 
       b[t] = S::odd(tile + t * tile_stride, i);
       if (distance) {
         const char* at = reinterpret_cast<const char*>(tile + t * tile_stride) + i * kLines + distance;
-        for (size_t line = 0; line < kLines; line += 64) __builtin_prefetch(at + line, 0, kIntoL2);
+        for (size_t line = 0; line < kLines; line += 64) prefetch<kIntoL2>(at + line);
       }
     }
 #pragma GCC unroll 8
@@ -105,14 +106,14 @@ struct SplitPages {
   size_t count, dim;
   Page next[2];  // what is read after them; or nullptr
 
+  // In the order in which they are read.
+  Page page(size_t i) const { return i < count ? keys[i] : i < 2 * count ? values[i - count] : next[i - 2 * count]; }
   // From a page to what is asked for with it, the page after the next one: a page alone takes less time than memory to
   // answer. 0: nothing.
   ptrdiff_t after_keys(size_t i) const { return ahead(i); }
   ptrdiff_t after_values(size_t i) const { return ahead(count + i); }
 
  private:
-  // In the order in which they are read.
-  Page page(size_t i) const { return i < count ? keys[i] : i < 2 * count ? values[i - count] : next[i - 2 * count]; }
   ptrdiff_t ahead(size_t i) const {
     const void *from = page(i), *to = page(i + 2);
     return to ? static_cast<const char*>(to) - static_cast<const char*>(from) : 0;
@@ -151,28 +152,27 @@ void weigh_pages(const SplitPages<S>& pages, const float* weights, size_t rows, 
 }
 
 #if defined(INGOT_ISA_amx)
-// Keys or values of a split's pages in bf16, and what is read after them.
+// Keys or values of a split in bf16: its pages from `first` on, and the two that are read after them, or nullptr.
 struct TilePages {
-  const uint16_t *pages[kSplitPages], *next;
+  const uint16_t* pages[kSplitPages + 2];
   size_t count, dim;
 
-  TilePages(const SplitPages<Bf16State>& split, const uint16_t* const* from, const void* next, uint16_t*)
-      : next(static_cast<const uint16_t*>(next)), count(split.count), dim(split.dim) {
-    std::copy_n(from, count, pages);
+  TilePages(const SplitPages<Bf16State>& split, size_t first, uint16_t*) : count(split.count), dim(split.dim) {
+    for (size_t i = 0; i < count + 2; ++i) pages[i] = split.page(first + i);
   }
   // int8 elements are converted into `wide`.
-  TilePages(const SplitPages<Int8State>& split, const int8_t* const* from, const void* after, uint16_t* wide)
-      : next(nullptr), count(split.count), dim(split.dim) {
+  TilePages(const SplitPages<Int8State>& split, size_t first, uint16_t* wide) : count(split.count), dim(split.dim) {
     constexpr size_t kLine = 64;
     const size_t elements = Pages::kTokens * dim;
     for (size_t i = 0; i < count; ++i, wide += elements) {
-      const char* ahead = i + 1 < count ? reinterpret_cast<const char*>(from[i + 1]) : static_cast<const char*>(after);
+      const int8_t *from = split.page(first + i), *ahead = split.page(first + i + 1);
       for (size_t e = 0; e < elements; e += 2 * kLanes) {
-        if (ahead && e % kLine == 0) __builtin_prefetch(ahead + e, 0, kIntoL2);
-        store_pairs(wide + e, load_even(from[i] + e), load_odd(from[i] + e));
+        if (ahead && e % kLine == 0) prefetch<kIntoL2>(ahead + e);
+        store_pairs(wide + e, load_even(from + e), load_odd(from + e));
       }
       pages[i] = wide;
     }
+    pages[count] = pages[count + 1] = nullptr;
   }
 };
 
@@ -181,10 +181,9 @@ struct TilePages {
 inline void tile_score_pages(const TilePages& keys, const uint16_t* queries, size_t stride, size_t rows,
                              float* scores) {
   for (size_t i = 0; i < keys.count; ++i) {
-    const uint16_t* next = i + 1 < keys.count ? keys.pages[i + 1] : keys.next;
     for (size_t r = 0; r < rows; r += 2 * kLanes) {
       const auto block = rows - r > kLanes ? tile_scores<2> : tile_scores<1>;
-      block(queries + r * stride, stride, keys.pages[i], r ? nullptr : next, keys.dim,
+      block(queries + r * stride, stride, keys.pages + i, r == 0, keys.dim,
             scores + r * kScoreStride + i * Pages::kTokens, kScoreStride);
     }
   }

@@ -1,5 +1,6 @@
 // int4 weights as int8: quads of tile16x8 times their sub-scales, in the layout tile16x4.
 #pragma once
+#include "prefetch.h"
 #include "product.h"
 
 namespace ingot::cpu::INGOT_ISA {
@@ -18,7 +19,7 @@ inline void expand_tile(const Factors& factors, size_t k, size_t tile, Range ks,
   for (size_t g = ks.begin / kQuantGroup; g < ks.end / kQuantGroup; ++g) {
     const Int4Expander expander(sub_scales + g * kLanes);
     for (size_t i = 0; i < kGroupBytes; i += kVectorBytes, out += 2 * kVectorBytes) {
-      __builtin_prefetch(nibbles + g * kGroupBytes + i + ahead, 0, kIntoL2);
+      prefetch<kIntoL2>(nibbles + g * kGroupBytes + i + ahead);
       expander.expand(nibbles + g * kGroupBytes + i, out);
     }
   }

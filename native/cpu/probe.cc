@@ -1,6 +1,7 @@
 // Loops that reach a ceiling of this instruction set: memory that is only read, registers that are only multiplied.
 #include "probe.h"
 
+#include "prefetch.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -18,8 +19,6 @@ constexpr int kSums = 10;
 
 constexpr size_t kLine = 64, kPage = 4096;
 
-inline void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 3); }
-
 // Part by part: a line taken as one value would go through the stack where a register holds less.
 inline void gather_line(Ints& sum, const std::byte* p) {
   for (int i = 0; i < kParts; ++i) sum.p[i] ^= peek<IntPart>(p + i * sizeof(IntPart));
@@ -33,12 +32,12 @@ void read(const std::byte* data, size_t bytes) {
   Ints a{}, b{};
   for (const std::byte* const end = second; first < end;) {
     for (const std::byte* stream : {first, second}) {
-      prefetch(stream + kPage);
-      prefetch(stream + kPage + kLine);
+      prefetch<kIntoL1>(stream + kPage);
+      prefetch<kIntoL1>(stream + kPage + kLine);
     }
     for (size_t line = 0; line < kPage / kLine; ++line, first += kLine, second += kLine) {
-      prefetch(first + kAhead);
-      prefetch(second + kAhead);
+      prefetch<kIntoL1>(first + kAhead);
+      prefetch<kIntoL1>(second + kAhead);
       gather_line(a, first);
       gather_line(b, second);
     }

@@ -155,6 +155,7 @@ void integer_product(const Context& context, const Input& x, const Factors& fact
   run_blocks(context, product, epilogue, x.rows, out);
 }
 
+#if !defined(INGOT_ISA_amx)
 // int4 weights for many rows: expanded to int8 once, a few tiles at a time.
 void expanded_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                       const Matrix& out) {
@@ -178,6 +179,7 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
   };
   split(context, ceil_div(out.width, kLanes), 1, x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
 }
+#endif
 
 }  // namespace
 
@@ -190,11 +192,17 @@ void product(const Context& context, const Input& x, const Factors& factors, con
   switch (factors.weight.dtype) {
     case DType::f32: return float_product<F32Weights>(context, x, factors.weight, epilogue, out);
     case DType::f16: return float_product<F16Weights>(context, x, factors.weight, epilogue, out);
+#if defined(INGOT_ISA_amx)
+    case DType::i4: return integer_product<Int4Weights>(context, x, factors, epilogue, out);
+    case DType::bf16:
+    case DType::i8:  // what tiles multiply
+#else
     case DType::bf16: return float_product<Bf16Weights>(context, x, factors.weight, epilogue, out);
     case DType::i8: return integer_product<Int8Weights>(context, x, factors, epilogue, out);
     case DType::i4:
       return x.rows <= kPanel ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
                               : expanded_product(context, x, factors, epilogue, out);
+#endif
     case DType::e4m3:  // the kernel table does not list it
     case DType::i32: return;  // not a weight's type
   }

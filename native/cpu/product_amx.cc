@@ -19,8 +19,8 @@ constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kFewRows = 64;      // up to here a step is bound by memory: weights are prefetched, in two streams
 constexpr size_t kFewSteps = 8;      // of a piece of few rows
 constexpr size_t kFewInt4Steps = 4;  // of int4, which is expanded and used at once
-// Rows from which a tile product beats vectors: fewer leave most of a tile empty.
-constexpr size_t kLeastRows = 5, kLeastInt4Rows = 9;
+// Up to here int4 times vectors is faster than expanding it for tiles.
+constexpr size_t kVectorInt4Rows = 8;
 
 // Where a thread works.
 struct TileWorkspace {
@@ -36,8 +36,7 @@ class TileProduct {
               const Matrix& out)
       : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
         halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
-        x_(x.tiles ? left_in(x)
-                   : pack_rows<Tiles>(context, x, !few_ ? Tiles::kPieceSteps : halves_ ? kFewInt4Steps : kFewSteps)) {
+        x_(x.tiles ? left_in(x) : pack_rows<Tiles>(context, x, piece_steps(x))) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) workspaces[i] = workspace(context);
@@ -45,7 +44,7 @@ class TileProduct {
     const size_t run = few_ ? kWholePart : kPanelTiles / epilogue.branches;
     const size_t unit = epilogue.tiles ? Tiles::kUnit / kLanes : 1;
     split(context, tiles, unit, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
-      const TileLease lease(rows.end - rows.begin <= kHalfHeight ? kHalfTileConfig : kTileConfig);
+      const TileLease lease(kTileConfigs[x_.height - 1]);
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
         const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
@@ -62,6 +61,13 @@ class TileProduct {
   }
 
  private:
+  // Of few rows that are one block all of K, for nothing is read again.
+  size_t piece_steps(const Input& x) const {
+    if (!few_) return Tiles::kPieceSteps;
+    if (halves_) return kFewInt4Steps;
+    return ready_ && x.rows <= kBlockRows ? k_ / Tiles::kStep : kFewSteps;
+  }
+
   static PackedRows left_in(const Matrix& m) {
     return PackedRows::of<Tiles>(m.rows, m.width, Tiles::kPieceSteps).in(m.data);
   }
@@ -140,7 +146,9 @@ class TileProduct {
           few_blocks(pair, rows, piece, o, expand, w);
           for (size_t i = piece.end - piece.begin; i < next_piece.end - next_piece.begin; ++i) expand(i);
         } else if (ready_) {
-          few_blocks(pair, rows, piece, o, PrefetchWeights{o.weights[0], o.weights[pair.end - pair.begin > 1]}, w);
+          const std::byte* second = o.weights[pair.end - pair.begin > 1];
+          const PrefetchWeights ahead{o.weights[0], second, piece.begin * kTileBytes, x_.steps * kTileBytes};
+          few_blocks(pair, rows, piece, o, ahead, w);
         } else {
           few_blocks(pair, rows, piece, o, Nothing{}, w);
         }
@@ -205,6 +213,7 @@ class TileProduct {
                 TileSums<float>& acc, Unscaled& unscaled) const {
     const size_t row = rows.begin + block * kBlockRows, steps = piece.end - piece.begin;
     for (size_t r = 0; r < 2; ++r) o.x[r] = x_.at(row + r * kTileHeight, piece.begin);
+    o.x_bytes = x_.tile_bytes();
     o.row_scales = x_.scales + piece.begin * Tiles::kStep / kQuantBlock * x_.rows + row;
     o.row_stride = x_.rows;
     o.rows = std::min(rows.end - row, kBlockRows);
@@ -265,12 +274,13 @@ class TileProduct {
 
 bool amx_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                  const Matrix& out) {
-  const size_t least = factors.weight.dtype == DType::i4 ? kLeastInt4Rows : kLeastRows;
-  if (x.rows < least) return false;
   switch (factors.weight.dtype) {
     case DType::bf16: TileProduct<Bf16Tiles>(context, x, factors, epilogue, out); return true;
-    case DType::i8:
-    case DType::i4: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
+    case DType::i8: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
+    case DType::i4:
+      if (x.rows <= kVectorInt4Rows) return false;
+      TileProduct<Int8Tiles>(context, x, factors, epilogue, out);
+      return true;
     default: return false;
   }
 }

@@ -16,6 +16,7 @@ using TileSums = T[2][2][kTileHeight * kLanes];
 // row_stride).
 struct TileOperands {
   const std::byte *x[2], *weights[2];
+  size_t x_bytes;  // of a tile of x
   const uint16_t* weight_scales[2];
   const float* row_scales;
   size_t row_stride;
@@ -57,15 +58,14 @@ struct Nothing {
   void operator()(size_t) const {}
 };
 
-// Weights that come from memory for these rows alone, into L1.
+// Weights that come from memory for these rows alone, in two streams.
 struct PrefetchWeights {
-  static constexpr size_t kAhead = 2048;
   const std::byte *first, *second;
+  size_t begin, bytes;  // of an output tile: where the run begins, and all
   void operator()(size_t i) const {
+    const ptrdiff_t far = far_ahead<2>(begin + i * kTileBytes, bytes);
     for (const std::byte* weights : {first, second}) {
-      for (size_t line = 0; line < kTileBytes; line += 64) {
-        _mm_prefetch(weights + i * kTileBytes + kAhead + line, _MM_HINT_T0);
-      }
+      for (size_t line = 0; line < kTileBytes; line += 64) prefetch_weight(weights + i * kTileBytes + line, far);
     }
   }
 };
@@ -97,8 +97,8 @@ struct ExpandNext {
     return ptrdiff_t(kExpandAhead + (at + kExpandAhead < bytes ? 0 : bytes));
   }
   void prefetch_scales(size_t tile, size_t from) const {
-    __builtin_prefetch(factors->sub_scales.as<int8_t>() + (tile * (k / kQuantGroup) + from / kQuantGroup) * kLanes);
-    __builtin_prefetch(factors->scales.as<uint16_t>() + (tile * ceil_div(k, kQuantBlock) + from / kQuantBlock) * kLanes);
+    prefetch<kIntoL1>(factors->sub_scales.as<int8_t>() + (tile * (k / kQuantGroup) + from / kQuantGroup) * kLanes);
+    prefetch<kIntoL1>(factors->scales.as<uint16_t>() + (tile * ceil_div(k, kQuantBlock) + from / kQuantBlock) * kLanes);
   }
 };
 
@@ -108,8 +108,8 @@ struct PrefetchNext {
   size_t end, bytes;  // the latter: of each at a step, a multiple of 64
   void operator()(size_t i) const {
     for (size_t at = i * bytes; at < (i + 1) * bytes && at < end; at += 64) {
-      _mm_prefetch(first + at, _MM_HINT_T1);
-      _mm_prefetch(second + at, _MM_HINT_T1);
+      prefetch<kIntoL2>(first + at);
+      prefetch<kIntoL2>(second + at);
     }
   }
   // After a run of `steps`.
@@ -174,10 +174,10 @@ inline void store_all_tiles(TileSums<Element>& sums) {
 // stay in L1 for the next rows; rows of x are loaded past it.
 template <class Tiles, int R, int T, class Ready>
 inline void add_step(const TileOperands& o, size_t i, const Ready& ready) {
-  const size_t at = i * kTileBytes;
+  const size_t at = i * kTileBytes, x_at = i * o.x_bytes;
   ready.template operator()<0>();
   _tile_loadd(6, o.weights[0] + at, 64);
-  _tile_stream_loadd(4, o.x[0] + at, 64);
+  _tile_stream_loadd(4, o.x[0] + x_at, 64);
   multiply_tiles<Tiles, 0>();
   if constexpr (T > 1) {
     _tile_loadd(7, o.weights[1] + at, 64);
@@ -185,7 +185,7 @@ inline void add_step(const TileOperands& o, size_t i, const Ready& ready) {
   }
   if constexpr (R > 1) {
     ready.template operator()<1>();
-    _tile_stream_loadd(5, o.x[1] + at, 64);
+    _tile_stream_loadd(5, o.x[1] + x_at, 64);
     multiply_tiles<Tiles, 2>();
     if constexpr (T > 1) multiply_tiles<Tiles, 3>();
   }

@@ -5,6 +5,7 @@
 #pragma once
 #include "../gen/abi.h"
 #include "parallel.h"
+#include "prefetch.h"
 
 namespace ingot::cpu::INGOT_ISA {
 
@@ -22,24 +23,6 @@ inline constexpr int streams_of(int) { return 1; }
 
 // Bytes of a weight from which on it is taken to come from memory: what has smaller ones lies in caches as a whole.
 inline constexpr size_t kStreamed = size_t{1} << 20;
-
-// How far ahead of a load its line is asked for, in all streams together: memory under load answers late.
-inline constexpr size_t kPrefetchBytes = 8192;
-// From byte `at` of a tile of `bytes` to what is asked for then: past its end the stream goes on T tiles later.
-template <int T>
-inline ptrdiff_t ahead_of(size_t at, size_t bytes) {
-  constexpr size_t ahead = kPrefetchBytes / T;
-  return ptrdiff_t(ahead + (at + ahead < bytes ? 0 : (T - 1) * bytes));
-}
-// Into L1 by Intel's cores, which have AMX; on Zen 4 few rows take up to a sixth less where L2 takes what is so far ahead.
-#if defined(INGOT_ISA_amx)
-inline constexpr int kPrefetchInto = kIntoL1;
-#else
-inline constexpr int kPrefetchInto = kIntoL2;
-#endif
-inline void prefetch(const void* p, ptrdiff_t ahead = 0) {
-  __builtin_prefetch(static_cast<const char*>(p) + ahead, 0, kPrefetchInto);
-}
 
 template <int R, int T>
 inline void clear(Vec (&sums)[R][T]) {
@@ -78,12 +61,12 @@ struct FloatProduct {
 
   // Adds element k = 2 i + Parity of every row and output.
   template <int Parity, int R, int T>
-  void step(const float* a, const typename Weights::Element* w, size_t at, ptrdiff_t ahead, Vec (&s)[R][T]) const {
+  void step(const float* a, const typename Weights::Element* w, size_t at, ptrdiff_t far, Vec (&s)[R][T]) const {
     Vec b[T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       b[t] = Weights::template load<Parity>(w + t * tile_stride(), at);
-      if (Parity == 0) prefetch(w + t * tile_stride() + at * kLanes, ahead);
+      if (Parity == 0) prefetch_weight(w + t * tile_stride() + at * kLanes, far);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -100,22 +83,22 @@ struct FloatProduct {
     clear(acc);
     for (size_t k0 = 0; k0 < k; k0 += 32) {
       const size_t n = k - k0 < 32 ? k - k0 : 32, line = kLanes * sizeof *w;
-      const ptrdiff_t ahead = ahead_of<T>(k0 * line, k * line);
+      const ptrdiff_t far = far_ahead<T>(k0 * line, k * line);
       Vec even[R][T], odd[R][T];
       if constexpr (R * T * kParts <= (kParts == 1 ? 8 : 4)) {
         // Both sums fit in registers: one pass, which keeps more loads from memory in flight.
         clear(even);
         clear(odd);
         for (size_t i = 0; i < n / 2; ++i) {
-          step<0>(a, w, k0 + 2 * i, ahead, even);
-          step<1>(a, w, k0 + 2 * i + 1, ahead, odd);
+          step<0>(a, w, k0 + 2 * i, far, even);
+          step<1>(a, w, k0 + 2 * i + 1, far, odd);
         }
-        if (n % 2) step<0>(a, w, k0 + n - 1, ahead, even);
+        if (n % 2) step<0>(a, w, k0 + n - 1, far, even);
       } else {
         clear(even);
-        for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, ahead, even);
+        for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, far, even);
         clear(odd);
-        for (size_t i = 0; i < n / 2; ++i) step<1>(a, w, k0 + 2 * i + 1, ahead, odd);
+        for (size_t i = 0; i < n / 2; ++i) step<1>(a, w, k0 + 2 * i + 1, far, odd);
       }
       for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t) acc[r][t] = acc[r][t] + (even[r][t] + odd[r][t]);
@@ -160,13 +143,13 @@ struct IntegerProduct {
 
   // Adds quad 2 i + Parity of every row and output.
   template <int Parity, int R, int T>
-  void step(const int8_t* a, const Element* w, size_t quad, ptrdiff_t ahead, Ints (&s)[R][T]) const {
+  void step(const int8_t* a, const Element* w, size_t quad, ptrdiff_t far, Ints (&s)[R][T]) const {
     decltype(Weights::template load<Parity>(w, quad)) b[T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       b[t] = Weights::template load<Parity>(w + t * tile_stride(), quad);
       if (Weights::kInMemory && (Parity == 0 || Weights::kPerElement == 1))
-        prefetch(w + t * tile_stride() + quad * 64 / Weights::kPerElement, ahead);
+        prefetch_weight(w + t * tile_stride() + quad * 64 / Weights::kPerElement, far);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -178,7 +161,7 @@ struct IntegerProduct {
 
   // The sums over one span, biased by its offsets.
   template <int R, int T>
-  void span(const int8_t* a, const Element* w, const int32_t* offset, size_t at, ptrdiff_t ahead,
+  void span(const int8_t* a, const Element* w, const int32_t* offset, size_t at, ptrdiff_t far,
             Ints (&s)[R][T]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -190,8 +173,8 @@ struct IntegerProduct {
       const Element* group = w + from * kLanes / Weights::kPerElement;
 #pragma GCC unroll 4
       for (size_t quad = 0; quad < kQuantGroup / 4; quad += 2) {
-        step<0>(x, group, quad, ahead, s);
-        step<1>(x, group, quad + 1, ahead, s);
+        step<0>(x, group, quad, far, s);
+        step<1>(x, group, quad + 1, far, s);
       }
     }
   }
@@ -200,9 +183,9 @@ struct IntegerProduct {
   template <int R, int T>
   void sum(const int8_t* a, const Element* w, const int32_t* offset, size_t tile, size_t at,
            Ints (&total)[R][T]) const {
-    const ptrdiff_t ahead = ahead_of<T>(at * kQuantBlock * kLanes / Weights::kPerElement, tile_stride());
+    const ptrdiff_t far = far_ahead<T>(at * kQuantBlock * kLanes / Weights::kPerElement, tile_stride());
     if constexpr (!kSubScaled) {
-      span(a, w, offset, at, ahead, total);
+      span(a, w, offset, at, far, total);
     } else {
       constexpr size_t kGroups = kQuantBlock / kQuantGroup;
       const size_t groups = k / kQuantGroup, end = (at + 1) * kGroups < groups ? (at + 1) * kGroups : groups;
@@ -210,7 +193,7 @@ struct IntegerProduct {
         for (int t = 0; t < T; ++t) total[r][t] = set_int(0);
       for (size_t g = at * kGroups; g < end; ++g) {
         Ints s[R][T];
-        span(a, w, offset, g, ahead, s);
+        span(a, w, offset, g, far, s);
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) {
           const Ints scale = load_ints(sub_scales + ((tile + t) * groups + g) * kLanes);
@@ -223,11 +206,11 @@ struct IntegerProduct {
 
   // Asks for what scales block `at` of `tile`.
   void prefetch_scales(size_t tile, size_t at) const {
-    prefetch(scales + (tile * ceil_div(k, kQuantBlock) + at) * kLanes);
+    prefetch<kIntoL2>(scales + (tile * ceil_div(k, kQuantBlock) + at) * kLanes);
     if constexpr (kSubScaled) {
       constexpr size_t kGroups = kQuantBlock / kQuantGroup;
       const int8_t* from = sub_scales + (tile * (k / kQuantGroup) + at * kGroups) * kLanes;
-      for (size_t line = 0; line < kGroups * kLanes; line += 64) prefetch(from + line);
+      for (size_t line = 0; line < kGroups * kLanes; line += 64) prefetch<kIntoL2>(from + line);
     }
   }
 

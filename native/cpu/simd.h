@@ -28,8 +28,6 @@ inline constexpr int kParts = 1;
 #endif
 
 inline constexpr size_t kLanes = 16;
-// Where __builtin_prefetch puts a line, as its locality.
-inline constexpr int kIntoL1 = 3, kIntoL2 = 2;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 typedef float Part __attribute__((vector_size(64 / kParts)));

@@ -1,5 +1,7 @@
 // AMX tiles as every kernel here uses them: eight of 16 rows of 64 bytes.
 #pragma once
+#include <array>
+
 #include "simd.h"
 
 #if defined(INGOT_ISA_amx)
@@ -15,9 +17,13 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 alignas(64) inline constexpr TileConfig kTileConfig;
-// For products of few rows, which take half the time: sums and rows of x are half as high, weights (6 and 7) are not.
-inline constexpr size_t kHalfHeight = kTileHeight / 2;
-alignas(64) inline constexpr TileConfig kHalfTileConfig{.rows = {8, 8, 8, 8, 8, 8, 16, 16}};
+// Of a product of up to 16 rows, by their number less one: sums and rows of x are no higher, weights (6 and 7) are full.
+alignas(64) inline constexpr auto kTileConfigs = [] {
+  std::array<TileConfig, kTileHeight> configs;
+  for (size_t last = 0; last < kTileHeight; ++last)
+    for (size_t tile = 0; tile < 6; ++tile) configs[last].rows[tile] = uint8_t(last + 1);
+  return configs;
+}();
 
 // The calling thread's tiles, while this lives.
 struct TileLease {

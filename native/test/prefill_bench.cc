@@ -85,7 +85,7 @@ struct Product {
 bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool large) {
   Fast random;
   bool same = true;
-  const size_t rows[] = {5, 8, 9, 16, 31, 33, 50, 70, 97, 530};
+  const size_t rows[] = {1, 2, 3, 5, 8, 9, 13, 16, 31, 33, 50, 70, 97, 530};
   const std::array<uint32_t, 2> sizes[] = {{48, 32},  {100, 96},  {64, 256},   {272, 288},
                                            {304, 2080}, {80, 4672}, {560, 1024}};
   for (DType dtype : {DType::i4, DType::i8, DType::bf16}) {

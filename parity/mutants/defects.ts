@@ -215,8 +215,8 @@ export const kernelDefects: readonly KernelDefect[] = [
     name: 'last_k_dropped',
     why: 'an odd K loses its last element',
     file: 'product_tiles.h',
-    find: 'for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, ahead, even);',
-    replace: 'for (size_t i = 0; i < n / 2; ++i) step<0>(a, w, k0 + 2 * i, ahead, even);',
+    find: 'for (size_t i = 0; i < (n + 1) / 2; ++i) step<0>(a, w, k0 + 2 * i, far, even);',
+    replace: 'for (size_t i = 0; i < n / 2; ++i) step<0>(a, w, k0 + 2 * i, far, even);',
     ops: products,
   },
   {
