@@ -47,12 +47,12 @@ void run_rows(const Product& product, Range rows, size_t begin, size_t end, cons
 }
 
 template <class Product>
-void run_blocks(const Context& context, const Product& product, const Epilogue& epilogue, size_t rows,
-                const Matrix& out) {
+void run_blocks(const Context& context, const Product& product, const Weight& weight, const Epilogue& epilogue,
+                size_t rows, const Matrix& out) {
   const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
   const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
   const size_t branches = epilogue.branches, tiles = ceil_div(out.width, kLanes);
-  const bool streams = rows <= kPanel && tiles * branches * product.tile_stride() * sizeof *product.weight >= kStreamed;
+  const bool streams = rows <= kPanel && from_memory(weight);
   split(context, tiles, 1, rows, kPanel, rows * product.k * out.width * branches, kWholePart,
         [&](Range outputs, Range part, unsigned) {
           const Range tiles{outputs.begin * branches, outputs.end * branches};
@@ -101,7 +101,7 @@ void float_product(const Context& context, const Input& x, const Weight& weight,
   const size_t k = round_up(x.width, kLayouts[size_t(weight.layout)].align);
   constexpr bool round = std::is_same_v<Weights, Bf16Weights>;
   const FloatProduct<Weights> product{pack_floats<round>(context, x, k), weight.as<typename Weights::Element>(), k};
-  run_blocks(context, product, epilogue, x.rows, out);
+  run_blocks(context, product, weight, epilogue, x.rows, out);
 }
 
 // x as int8: panels of quads, with the scales of blocks and the offsets of spans.
@@ -152,10 +152,9 @@ void integer_product(const Context& context, const Input& x, const Factors& fact
                                         factors.scales.as<uint16_t>(),
                                         factors.sub_scales.as<int8_t>(),
                                         k};
-  run_blocks(context, product, epilogue, x.rows, out);
+  run_blocks(context, product, factors.weight, epilogue, x.rows, out);
 }
 
-#if !defined(INGOT_ISA_amx)
 // int4 weights for many rows: expanded to int8 once, a few tiles at a time.
 void expanded_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                       const Matrix& out) {
@@ -179,7 +178,6 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
   };
   split(context, ceil_div(out.width, kLanes), 1, x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
 }
-#endif
 
 }  // namespace
 
@@ -192,17 +190,11 @@ void product(const Context& context, const Input& x, const Factors& factors, con
   switch (factors.weight.dtype) {
     case DType::f32: return float_product<F32Weights>(context, x, factors.weight, epilogue, out);
     case DType::f16: return float_product<F16Weights>(context, x, factors.weight, epilogue, out);
-#if defined(INGOT_ISA_amx)
-    case DType::i4: return integer_product<Int4Weights>(context, x, factors, epilogue, out);
-    case DType::bf16:
-    case DType::i8:  // what tiles multiply
-#else
     case DType::bf16: return float_product<Bf16Weights>(context, x, factors.weight, epilogue, out);
     case DType::i8: return integer_product<Int8Weights>(context, x, factors, epilogue, out);
     case DType::i4:
       return x.rows <= kPanel ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
                               : expanded_product(context, x, factors, epilogue, out);
-#endif
     case DType::e4m3:  // the kernel table does not list it
     case DType::i32: return;  // not a weight's type
   }

@@ -26,6 +26,11 @@ struct Epilogue {
 // A weight and what scales it: int8 has `scales`, int4 `sub_scales` too.
 struct Factors { const Weight &weight, &scales, &sub_scales; };
 
+// Whether a weight is taken to come from memory for each step: models of smaller ones lie in caches as a whole.
+inline bool from_memory(const Weight& weight) {
+  return byte_size(weight.dtype, size_t{weight.rows} * weight.cols) >= size_t{1} << 20;
+}
+
 // Rows of an input as the product reads them, made when they are asked for. `sharing` consecutive rows take turns with
 // one buffer: whoever packs them uses each before the next.
 class InputRows {

@@ -19,8 +19,9 @@ constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
 constexpr size_t kFewRows = 64;      // up to here a step is bound by memory: weights are prefetched, in two streams
 constexpr size_t kFewSteps = 8;      // of a piece of few rows
 constexpr size_t kFewInt4Steps = 4;  // of int4, which is expanded and used at once
-// Up to here int4 times vectors is faster than expanding it for tiles.
-constexpr size_t kVectorInt4Rows = 8;
+// Rows from which a tile product beats vectors: of weights in caches, which fewer rows read faster than tiles are set up;
+// and of int4, which is expanded for tiles.
+constexpr size_t kLeastCachedRows = 5, kLeastInt4Rows = 9;
 
 // Where a thread works.
 struct TileWorkspace {
@@ -274,13 +275,13 @@ class TileProduct {
 
 bool amx_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
                  const Matrix& out) {
-  switch (factors.weight.dtype) {
+  const Weight& weight = factors.weight;
+  const size_t least = weight.dtype == DType::i4 ? kLeastInt4Rows : from_memory(weight) ? 1 : kLeastCachedRows;
+  if (x.rows < least) return false;
+  switch (weight.dtype) {
     case DType::bf16: TileProduct<Bf16Tiles>(context, x, factors, epilogue, out); return true;
-    case DType::i8: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
-    case DType::i4:
-      if (x.rows <= kVectorInt4Rows) return false;
-      TileProduct<Int8Tiles>(context, x, factors, epilogue, out);
-      return true;
+    case DType::i8:
+    case DType::i4: TileProduct<Int8Tiles>(context, x, factors, epilogue, out); return true;
     default: return false;
   }
 }

@@ -4,7 +4,7 @@
 namespace ingot::cpu::INGOT_ISA {
 
 #if defined(INGOT_ISA_amx)
-// product() on tiles: of bf16 and int8 weights, and of int4 for as many rows as repay its expansion; else false.
+// product() on tiles: of bf16, int8 and int4 weights, for as many rows as repay them; else false.
 bool amx_product(const Context&, const Input& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
 // Whether what one linear leaves for the next stays the tiles that the latter multiplies: of many rows, nothing else is

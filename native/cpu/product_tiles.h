@@ -21,9 +21,6 @@ inline constexpr int streams_of(int rows) { return tiles_of(rows); }
 inline constexpr int streams_of(int) { return 1; }
 #endif
 
-// Bytes of a weight from which on it is taken to come from memory: what has smaller ones lies in caches as a whole.
-inline constexpr size_t kStreamed = size_t{1} << 20;
-
 template <int R, int T>
 inline void clear(Vec (&sums)[R][T]) {
   for (int r = 0; r < R; ++r)

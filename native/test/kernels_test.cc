@@ -112,8 +112,10 @@ void test_products() {
     product_case(random, 1, 1100, 130, dtype);  // tiles are
     product_case(random, 9, 300, 257, dtype);
     product_case(random, 70, 40, 600, dtype);   // a chunk of tiles, and a block that ends within one
+    product_case(random, 5, 48, 832, dtype);    // blocks of K that are tiles as they lie
     // What is taken to come from memory is read otherwise.
-    for (size_t m : {1, 7}) product_case(random, m, (size_t{1} << 20) / byte_size(dtype, 600) + 40, 600, dtype);
+    for (const auto& [m, k] : {std::pair<size_t, size_t>{1, 576}, {7, 600}})
+      product_case(random, m, (size_t{1} << 20) / byte_size(dtype, k) + 40, k, dtype);
     if (dtype != DType::i4) logits_case(random, 3, 50, 33, dtype);
   }
 }

@@ -87,7 +87,7 @@ bool same_bits(Bench& bench, const std::vector<Contender>& contenders, bool larg
   bool same = true;
   const size_t rows[] = {1, 2, 3, 5, 8, 9, 13, 16, 31, 33, 50, 70, 97, 530};
   const std::array<uint32_t, 2> sizes[] = {{48, 32},  {100, 96},  {64, 256},   {272, 288},
-                                           {304, 2080}, {80, 4672}, {560, 1024}};
+                                           {304, 2080}, {80, 4672}, {1072, 1024}};
   for (DType dtype : {DType::i4, DType::i8, DType::bf16}) {
     for (const auto& [n, k] : sizes) {
       for (uint32_t branches : {1u, 2u}) {
