@@ -26,13 +26,11 @@ namespace ingot::cpu {
   std::remove_pointer_t<PackTile> pack_tile;           \
   }
 INGOT_DECLARE(portable)
-#if defined(INGOT_HAS_avx2)
 INGOT_DECLARE(avx2)
 INGOT_DECLARE(avx2_vnni)
 INGOT_DECLARE(avx512)
 INGOT_DECLARE(avx512_vnni)
 INGOT_DECLARE(amx)
-#endif
 #undef INGOT_DECLARE
 
 namespace {
@@ -113,7 +111,7 @@ const char* missing(std::initializer_list<const char*> names) {
 
 std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets;
-#if defined(INGOT_HAS_avx2)
+#if INGOT_HAS_avx2
   const auto add = [&](const char* name, const KernelTable& table, const ProbeTable& probes, PackTile pack_tile,
                        const char* reason) {
     if (reason) sets.push_back({name, nullptr, nullptr, nullptr, reason});
@@ -125,11 +123,14 @@ std::vector<InstructionSet> detect() {
   const char* vnni = avx512 ? avx512 : missing({"avx512_vnni"});
   const char* amx = vnni ? vnni : missing({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
   if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
-  add("amx", amx::table, amx::probes, amx::pack_tile, amx);
-  add("avx512_vnni", avx512_vnni::table, avx512_vnni::probes, avx512_vnni::pack_tile, vnni);
-  add("avx512", avx512::table, avx512::probes, avx512::pack_tile, avx512);
-  add("avx2_vnni", avx2_vnni::table, avx2_vnni::probes, avx2_vnni::pack_tile, avx2_vnni);
-  add("avx2", avx2::table, avx2::probes, avx2::pack_tile, avx2);
+#define INGOT_ADD(isa, reason) \
+  if constexpr (INGOT_HAS_##isa) add(#isa, isa::table, isa::probes, isa::pack_tile, reason)
+  INGOT_ADD(amx, amx);
+  INGOT_ADD(avx512_vnni, vnni);
+  INGOT_ADD(avx512, avx512);
+  INGOT_ADD(avx2_vnni, avx2_vnni);
+  INGOT_ADD(avx2, avx2);
+#undef INGOT_ADD
 #endif
   sets.push_back({"portable", &portable::table, &portable::probes, portable::pack_tile, nullptr});
   return sets;
