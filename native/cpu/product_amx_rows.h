@@ -64,7 +64,8 @@ struct PackedRows {
   template <class Tiles>
   void pack(size_t row, size_t k, const float* from, size_t count) const {
     std::byte* to = at(row, k / Tiles::kStep);
-    if constexpr (Tiles::kUnit == kQuantBlock) scales[k / kQuantBlock * rows + row] = Tiles::pack(from, count, to, tile_bytes());
+    [[maybe_unused]] float& scale = scales[k / kQuantBlock * rows + row];
+    if constexpr (Tiles::kUnit == kQuantBlock) scale = Tiles::pack(from, count, to, tile_bytes());
     else Tiles::pack(from, count, to, tile_bytes());
   }
 };

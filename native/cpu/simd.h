@@ -191,13 +191,15 @@ inline Vec load_odd(const uint16_t* p) {
   return r;
 }
 
-// Integers widened and narrowed by instruction: GCC 12 takes a convertvector between these widths apart by element.
+// Integers widened and narrowed by instruction: GCC 12 takes a convertvector between these widths apart.
 #if defined(INGOT_ISA_portable)
+typedef int16_t ShortPart __attribute__((vector_size(32 / kParts)));
 inline BitPart widen(const uint16_t* p) { return __builtin_convertvector(peek<HalfPart>(p), BitPart); }
 inline void narrow(uint16_t* p, BitPart v) {
   const HalfPart half = __builtin_convertvector(v, HalfPart);
   std::memcpy(p, &half, sizeof half);
 }
+inline IntPart widen_pairs(const int8_t* p) { return __builtin_convertvector((ShortPart)peek<HalfPart>(p), IntPart); }
 inline IntPart widen(const int8_t* p) { return IntPart{p[0], p[1], p[2], p[3]}; }
 inline void narrow(int8_t* p, IntPart v) {
   for (int i = 0; i < 4; ++i) p[i] = int8_t(v[i]);
@@ -209,6 +211,9 @@ inline BitPart widen(const uint16_t* p) {
 inline void narrow(uint16_t* p, BitPart v) {
   const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8)));
+}
+inline IntPart widen_pairs(const int8_t* p) {
+  return (IntPart)_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline IntPart widen(const int8_t* p) {
   return (IntPart)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -224,6 +229,9 @@ inline BitPart widen(const uint16_t* p) {
 }
 inline void narrow(uint16_t* p, BitPart v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)v));
+}
+inline IntPart widen_pairs(const int8_t* p) {
+  return (IntPart)_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline IntPart widen(const int8_t* p) {
   return (IntPart)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -530,21 +538,15 @@ inline Ints round_int(Vec v) {
 }
 
 // Sixteen pairs of int8: the first of each, and the second.
-inline Ints load_byte_pairs(const int8_t* p) {
-  typedef int16_t ShortPart __attribute__((vector_size(32 / kParts)));
-  Ints r;
-  for (int i = 0; i < kParts; ++i) r.p[i] = __builtin_convertvector(peek<ShortPart>(p + i * 32 / kParts), IntPart);
-  return r;
-}
 inline Vec load_even(const int8_t* p) {
-  Ints pairs = load_byte_pairs(p);
-  for (int i = 0; i < kParts; ++i) pairs.p[i] = (IntPart)((BitPart)pairs.p[i] << 24) >> 24;
-  return to_float(pairs);
+  Ints r;
+  for (int i = 0; i < kParts; ++i) r.p[i] = (IntPart)((BitPart)widen_pairs(p + i * 32 / kParts) << 24) >> 24;
+  return to_float(r);
 }
 inline Vec load_odd(const int8_t* p) {
-  Ints pairs = load_byte_pairs(p);
-  for (int i = 0; i < kParts; ++i) pairs.p[i] = pairs.p[i] >> 8;
-  return to_float(pairs);
+  Ints r;
+  for (int i = 0; i < kParts; ++i) r.p[i] = widen_pairs(p + i * 32 / kParts) >> 8;
+  return to_float(r);
 }
 
 // Sixteen pairs of bf16 out of two vectors that need no rounding.
