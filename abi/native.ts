@@ -207,8 +207,9 @@ export interface NativeCeilings {
   /** Bytes of the buffer that was read. */
   readonly bytes: number
   /**
-   * One value a window: GB/s (10^9) of `read` (two prefetched streams a thread) and `read_plain`; GOP/s (10^9, a
-   * multiply-add is two) of f32, i8, bf16 (vectors) and i8_tile, bf16_tile (AMX), where the instruction set has them.
+   * One value a window: GB/s (10^9) of `read` and `read_far` (two prefetched streams a thread) and `read_plain`; GOP/s
+   * (10^9, a multiply-add is two) of f32, i8, bf16 (vectors) and i8_tile, bf16_tile (AMX), where the instruction set has
+   * them.
    */
   readonly measurements: readonly { readonly name: string; readonly samples: readonly number[] }[]
 }

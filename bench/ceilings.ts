@@ -10,7 +10,7 @@ import { type Spread, spread } from './measure.ts'
 export interface Ceilings {
   readonly isa: string
   readonly threads: number
-  /** GB/s (10^9) of all threads: two prefetched streams each, and one plain loop each. */
+  /** GB/s (10^9) of all threads: the best of three loops, and that of a plain one. */
   readonly read: Spread
   readonly readPlain: Spread
   /** GOP/s (10^9; a multiply-add is two) of all threads: the best of the units that can do it. */
@@ -48,7 +48,7 @@ export async function ceilings({
   return {
     isa: found.isa,
     threads: found.threads,
-    read: best(['read', 'read_plain']),
+    read: best(['read', 'read_far', 'read_plain']),
     readPlain: best(['read_plain']),
     peak: { f32: best(serves.f32), bf16: best(serves.bf16), i8: best(serves.i8) },
     units,

@@ -75,6 +75,7 @@ Fault measure_ceilings(const InstructionSet& set, unsigned threads, Ceilings& ou
   const ProbeTable& probes = *set.probes;
   out = {buffer.size(), {}};
   out.measurements.push_back(measure_read("read", threads, buffer, probes.read));
+  out.measurements.push_back(measure_read("read_far", threads, buffer, probes.read_far));
   out.measurements.push_back(measure_read("read_plain", threads, buffer, probes.read_plain));
   for (const PeakProbe* probe = probes.peaks; probe->name; ++probe)
     out.measurements.push_back(measure_peak(*probe, threads));

@@ -45,6 +45,19 @@ void read(const std::byte* data, size_t bytes) {
   opaque(a), opaque(b);
 }
 
+// Two streams, asked for as products of few rows ask for weights.
+void read_far(const std::byte* data, size_t bytes) {
+  const std::byte *first = data, *second = data + bytes / 2;
+  Ints a{}, b{};
+  for (const std::byte* const end = second; first < end; first += kLine, second += kLine) {
+    prefetch_weight(first, kFarBytes / 2);
+    prefetch_weight(second, kFarBytes / 2);
+    gather_line(a, first);
+    gather_line(b, second);
+  }
+  opaque(a), opaque(b);
+}
+
 void read_plain(const std::byte* data, size_t bytes) {
   Ints a{}, b{};
   for (size_t at = 0; at < bytes; at += 2 * kLine) {
@@ -178,6 +191,7 @@ void i8_tile(size_t rounds) {
 extern const ProbeTable probes;
 constinit const ProbeTable probes{
     probing::read,
+    probing::read_far,
     probing::read_plain,
     {
         {"f32", 2.0 * probing::kSums * kLanes / kParts, probing::f32},

@@ -19,14 +19,16 @@ struct PeakProbe {
 };
 
 struct ProbeTable {
-  // Read `bytes`, a multiple of 8192, once: as two streams prefetched ahead, and as one plain loop.
+  // Read `bytes`, a multiple of 8192, once: as two streams prefetched into L1, or farther ahead into L2 too, and as one
+  // plain loop.
   void (*read)(const std::byte* data, size_t bytes);
+  void (*read_far)(const std::byte* data, size_t bytes);
   void (*read_plain)(const std::byte* data, size_t bytes);
   PeakProbe peaks[6];  // ends with one that has no name
 };
 
 struct Measurement {
-  const char* name;             // "read", "read_plain" or that of a PeakProbe
+  const char* name;             // "read", "read_far", "read_plain" or that of a PeakProbe
   std::vector<double> samples;  // GB/s of a read, GOP/s of the rest: one a window of some milliseconds
 };
 
