@@ -123,6 +123,7 @@ std::vector<InstructionSet> detect() {
   const char* vnni = avx512 ? avx512 : missing({"avx512_vnni"});
   const char* amx = vnni ? vnni : missing({"avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"});
   if (!amx && detected().tiles_refused) amx = "the operating system does not permit AMX tiles to this process";
+  // What a build leaves out (CMakeLists.txt) is not listed.
 #define INGOT_ADD(isa, reason) \
   if constexpr (INGOT_HAS_##isa) add(#isa, isa::table, isa::probes, isa::pack_tile, reason)
   INGOT_ADD(amx, amx);

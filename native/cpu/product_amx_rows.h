@@ -70,7 +70,7 @@ struct PackedRows {
   }
 };
 
-// Packs one block along K of the 16 rows from `first` on, normalised by their factors; prefetches the next.
+// Packs one block along K of the rows of a tile from `first` on, normalised by their factors; prefetches the next.
 template <class Tiles>
 void pack_block(const Input& x, const PackedRows& p, size_t first, size_t block, const float* factors) {
   const size_t begin = block * kQuantBlock, left = x.width - begin, count = left < kQuantBlock ? left : kQuantBlock;
