@@ -1,6 +1,6 @@
 // Attention against naive f64 code, and bit for bit against itself: on every instruction set, with any number of
-// threads, however prompts are cut into chunks and whichever sequences share a step. `attention_test [short|even|odd]`: short cases, or the long
-// ones of even or odd number.
+// threads, however prompts are cut into chunks and whichever sequences share a step. `attention_test [short|even|odd]`: the
+// short cases, or the long ones of even or odd number; without a word, all.
 #include <string_view>
 
 #include "attention_cases.h"
@@ -72,8 +72,8 @@ void test_short() {
   }
 }
 
-// Around the ends of pages, and of splits of 256 positions; windows that begin in the midst of one. Cases of the number
-// `remainder` modulo 2.
+// Around the ends of pages, and of splits of 256 positions; windows that begin in the midst of one: the cases whose number
+// leaves `remainder` when halved.
 void test_long(size_t remainder) {
   Random random(8 + remainder);
   constexpr uint32_t long_shapes[][3] = {{2, 2, 32}, {3, 1, 64}, {4, 1, 80}, {8, 1, 96}, {2, 1, 128}, {2, 2, 16}};
@@ -104,6 +104,7 @@ void test_long(size_t remainder) {
 
 int main(int argc, char** argv) {
   const std::string_view part = argc > 1 ? argv[1] : "";
+  CHECK(part.empty() || part == "short" || part == "even" || part == "odd");
   if (part.empty() || part == "short") test_short();
   if (part.empty() || part == "even") test_long(0);
   if (part.empty() || part == "odd") test_long(1);

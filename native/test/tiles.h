@@ -23,6 +23,8 @@ struct Tiles {
 
   void configure(const void* from) {
     std::memcpy(&config, from, sizeof config);
+    for (int tile = 0; tile < 8; ++tile)
+      if (config.rows[tile] > 16 || config.row_bytes[tile] > 64) std::abort();  // the instruction faults
     std::memset(bytes, 0, sizeof bytes);
   }
   void release() { config = {}; }
@@ -38,7 +40,8 @@ struct Tiles {
       std::memcpy(static_cast<char*>(to) + r * stride, bytes[tile][r], config.row_bytes[tile]);
   }
 
-  // Products pass indices within tiles to nothing else: without a sanitizer, and optimised where kernels are not.
+  // Of products, which touch tiles alone, no larger than configure() lets them be: no sanitizer, whose checks take most
+  // of their time, and optimised also where kernels are not.
 #define INGOT_WITHIN_TILES [[gnu::no_sanitize("address", "undefined"), gnu::optimize("O3")]]
   INGOT_WITHIN_TILES void multiply_bf16(int c, int a, int b) {
     check(c, a, b);
