@@ -23,7 +23,7 @@ inline Vec exp(Vec x) {
   return if_less(x, least, zero(), polynomial(r, series) * power);
 }
 
-inline Vec sigmoid(Vec x) {
+[[gnu::always_inline]] inline Vec sigmoid(Vec x) {
   const Vec e = exp(zero() - abs(x));
   return if_less(x, zero(), e, set(1)) / (set(1) + e);
 }
@@ -54,8 +54,9 @@ inline Vec gelu_tanh(Vec x) {
   return x * sigmoid(inner * set(1.59576912f));  // (1 + tanh(u)) / 2 = sigmoid(2 u), u = sqrt(2 / pi) inner
 }
 
-inline Vec activate(Activation activation, Vec x) {
-  switch (activation) {
+template <Activation kActivation>
+[[gnu::always_inline]] inline Vec activate(Vec x) {
+  switch (kActivation) {
     case Activation::none: return x;
     case Activation::silu: return x * sigmoid(x);
     case Activation::gelu: return gelu(x);
@@ -65,7 +66,25 @@ inline Vec activate(Activation activation, Vec x) {
     case Activation::tanh: return tanh(x);
     case Activation::relu2: return max(zero(), x) * max(zero(), x);
   }
-  return x;
+}
+
+// Calls f with an activation as a constant.
+template <class F>
+inline auto with_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::silu: return f.template operator()<Activation::silu>();
+    case Activation::gelu: return f.template operator()<Activation::gelu>();
+    case Activation::gelu_tanh: return f.template operator()<Activation::gelu_tanh>();
+    case Activation::relu: return f.template operator()<Activation::relu>();
+    case Activation::sigmoid: return f.template operator()<Activation::sigmoid>();
+    case Activation::tanh: return f.template operator()<Activation::tanh>();
+    case Activation::relu2: return f.template operator()<Activation::relu2>();
+    case Activation::none: break;
+  }
+  return f.template operator()<Activation::none>();
+}
+inline Vec activate(Activation activation, Vec x) {
+  return with_activation(activation, [&]<Activation kActivation>() { return activate<kActivation>(x); });
 }
 
 // cap * tanh(x / cap)

@@ -65,11 +65,14 @@ class InputRows {
 //   product of both scales.
 void product(const Context&, const Input& x, const Factors& factors, const Epilogue&, const Matrix& out);
 
-// What the activation takes: of n of a tile's 16 weight rows, softcap(scale * (sum + bias)).
+// Of n of a tile's 16 weight rows, scale * (sum + bias).
+inline Vec before_cap(const Epilogue& e, size_t tile, size_t n, Vec sum) {
+  return (e.bias ? sum + load_n(e.bias + tile * kLanes, n) : sum) * set(e.scale);
+}
+// What the activation takes.
 inline Vec before_activation(const Epilogue& e, size_t tile, size_t n, Vec sum) {
-  if (e.bias) sum = sum + load_n(e.bias + tile * kLanes, n);
-  sum = sum * set(e.scale);
-  return e.softcap > 0 ? softcap(sum, e.softcap) : sum;
+  const Vec y = before_cap(e, tile, n, sum);
+  return e.softcap > 0 ? softcap(y, e.softcap) : y;
 }
 
 inline size_t lanes_at(const Matrix& out, size_t column) {

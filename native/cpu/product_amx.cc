@@ -2,23 +2,22 @@
 //
 // Rows of x are packed tile after tile; weights are read as they lie (tile16x2, tile16x4), int4 is expanded first. Outputs
 // pass in panels, and K in pieces: the weights of two output tiles over a piece stay in L1 while all rows pass, and the
-// rows of a piece in L2 while a panel passes. So rows are loaded as what L1 does not keep.
+// rows of a piece in L2 while a panel passes, which is asked for during the piece before. So rows are loaded as what L1 does
+// not keep.
 // What the next product alone reads is left as the tiles that it multiplies (ADR 0014).
 #include "product_amx.h"
 
 #if defined(INGOT_ISA_amx)
 
-#include "product_amx_steps.h"
+#include "product_amx_finish.h"
 
 namespace ingot::cpu::INGOT_ISA {
 namespace {
 
-constexpr size_t kBlockRows = 2 * kTileHeight;
-constexpr size_t kPassRows = 512;
-constexpr size_t kPanelTiles = 16;   // 512 rows by 256 outputs of sums: 512 KB
-constexpr size_t kFewRows = 64;      // up to here a step is bound by memory: weights are prefetched, in two streams
-constexpr size_t kFewSteps = 8;      // of a piece of few rows
-constexpr size_t kFewInt4Steps = 4;  // of int4, which is expanded and used at once
+constexpr size_t kRowsInL2 = 512 << 10;  // bytes of rows that stay there from one panel to the next
+constexpr size_t kFewRows = 64;          // up to here a step is bound by memory: weights are prefetched, in two streams
+constexpr size_t kFewSteps = 8;          // of a piece of few rows
+constexpr size_t kFewInt4Steps = 4;      // of int4, which is expanded and used at once
 // Rows from which a tile product beats vectors: of weights in caches, which fewer rows read faster than tiles are set up;
 // and of int4, which is expanded for tiles.
 constexpr size_t kLeastCachedRows = 5, kLeastInt4Rows = 9;
@@ -37,28 +36,25 @@ class TileProduct {
               const Matrix& out)
       : factors_(factors), epilogue_(epilogue), out_(out), k_(round_up(x.width, 32)), few_(x.rows <= kFewRows),
         halves_(factors.weight.dtype == DType::i4), ready_(!halves_ && k_ % Tiles::kStep == 0),
-        x_(x.tiles ? left_in(x) : pack_rows<Tiles>(context, x, piece_steps(x))) {
+        x_(x.tiles ? left_in<Tiles>(x) : pack_rows<Tiles>(context, x, piece_steps(x))) {
     const size_t tiles = ceil_div(out.width, kLanes), threads = context.pool.threads();
     TileWorkspace* workspaces = context.scratch.take<TileWorkspace>(threads);
     for (size_t i = 0; i < threads; ++i) workspaces[i] = workspace(context);
     const size_t products = x.rows * k_ * out.width * epilogue.branches;
-    const size_t run = few_ ? kWholePart : kPanelTiles / epilogue.branches;
+    const size_t run = few_ ? kWholePart : kPanelTiles;
     const size_t unit = epilogue.tiles ? Tiles::kUnit / kLanes : 1;
     split(context, tiles, unit, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
       const TileLease lease(kTileConfigs[x_.height - 1]);
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
-      for (size_t row = rows.begin; row < rows.end; row += kPassRows) {
-        const Range pass{row, rows.end - row < kPassRows ? rows.end : row + kPassRows};
-        if (few_) few_rows(range, pass, workspaces[thread]);
-        else many_rows(range, pass, workspaces[thread]);
-      }
+      if (few_) few_rows(range, rows, workspaces[thread]);
+      else many_rows(range, rows, workspaces[thread]);
     });
   }
 
   // Whether rows of a register can be left there as tiles.
   static bool leaves(const Matrix& m) {
     const bool dense = m.stride == m.width * sizeof(float) && m.width % Tiles::kStep == 0;
-    return dense && m.rows > kFewRows && left_in(m).bytes() <= m.rows * m.stride;
+    return dense && m.rows > kFewRows && left_in<Tiles>(m).bytes() <= m.rows * m.stride;
   }
 
  private:
@@ -69,21 +65,14 @@ class TileProduct {
     return ready_ && x.rows <= kBlockRows ? k_ / Tiles::kStep : kFewSteps;
   }
 
-  static PackedRows left_in(const Matrix& m) {
-    return PackedRows::of<Tiles>(m.rows, m.width, Tiles::kPieceSteps).in(m.data);
-  }
-
   static constexpr size_t kColumnBytes = kTileBytes / Tiles::kStep;  // of one k of 16 outputs
 
-  // Output tiles that are finished together: of many rows a panel, or as many as make a unit of what is left as tiles.
-  size_t finished_tiles() const {
-    if (few_) return 2;
-    return epilogue_.tiles ? std::max(kPanelTiles, Tiles::kUnit / kLanes * epilogue_.branches) : kPanelTiles;
-  }
+  // Output tiles that are finished together.
+  size_t finished_tiles() const { return few_ ? 2 : kPanelTiles * epilogue_.branches; }
   static size_t blocks_of(Range rows) { return ceil_div(rows.end - rows.begin, kBlockRows); }
 
   TileWorkspace workspace(const Context& context) const {
-    const size_t blocks = blocks_of({0, x_.rows < kPassRows ? x_.rows : kPassRows});
+    const size_t blocks = blocks_of(pass_at({0, x_.rows}, 0));
     Unscaled* unscaled = context.scratch.take<Unscaled>(1);
     unscaled->second = false, unscaled->shape = {}, unscaled->now = unscaled->next = {};
     return {context.scratch.take<TileSums<float>>(finished_tiles() / 2 * blocks), unscaled,
@@ -156,7 +145,7 @@ class TileProduct {
         o = next;
       }
       add_scaled(*w.unscaled);
-      finish_rows(pair, rows, w);
+      finish_panel<Tiles>(epilogue_, out_, {w.sums, pair, rows});
     }
   }
 
@@ -168,44 +157,55 @@ class TileProduct {
     for (size_t b = 1; b < blocks_of(rows); ++b) multiply(pair, rows, b, piece, o, Nothing{}, w.sums[b], *w.unscaled);
   }
 
+  // Many rows pass a panel of tiles, kPassRows of them after the others.
   void many_rows(Range tiles, Range rows, const TileWorkspace& w) const {
     const size_t together = finished_tiles();
     for (size_t t = tiles.begin; t < tiles.end; t += together) {
-      const Range group{t, tiles.end - t < together ? tiles.end : t + together};
-      for (size_t begin = group.begin; begin < group.end; begin += kPanelTiles) {
-        const Range part{begin, group.end - begin < kPanelTiles ? group.end : begin + kPanelTiles};
-        panel(part, rows, w.sums + (begin - group.begin) / 2 * blocks_of(rows), w);
+      const Range panel{t, tiles.end - t < together ? tiles.end : t + together};
+      for (size_t row = rows.begin; row < rows.end; row += Tiles::kPassRows) {
+        const Range pass = pass_at(rows, row);
+        const bool last = pass.end == rows.end;
+        add_panel(panel, pass, last ? panel.end : panel.begin, pass_at(rows, last ? rows.begin : pass.end), w);
+        add_scaled(*w.unscaled);
+        finish_panel<Tiles>(epilogue_, out_, {w.sums, panel, pass});
       }
-      add_scaled(*w.unscaled);
-      finish_rows(group, rows, w);
     }
   }
+  static Range pass_at(Range rows, size_t row) { return {row, std::min(rows.end, row + Tiles::kPassRows)}; }
 
-  // Sums go to `sums`: [pair of output tiles][block of rows].
-  void panel(Range tiles, Range rows, TileSums<float>* sums, const TileWorkspace& w) const {
-    const size_t blocks = blocks_of(rows);
+  // All of K of a panel. After it come the output tiles from `next_tile` on, and `next_rows`.
+  void add_panel(Range tiles, Range rows, size_t next_tile, Range next_rows, const TileWorkspace& w) const {
+    const size_t blocks = blocks_of(rows), pairs = ceil_div(tiles.end - tiles.begin, 2);
     for (size_t begin = 0; begin < x_.steps; begin += x_.piece_steps) {
       const Range piece = piece_at(begin);
+      const size_t steps = piece.end - piece.begin, after = piece.end < x_.steps ? piece.end : 0;
+      PrefetchNext next;
+      next.rows = rows_at(after ? rows : next_rows, piece_at(after)).over(pairs * blocks * steps);
       for (size_t t = tiles.begin; t < tiles.end; t += 2) {
         const Range pair = pair_at(tiles, t);
         const TileOperands o = operands(pair, piece, 0, w);
-        PrefetchNext next = next_of(tiles, t, blocks, piece);
+        next.weights = t + 2 < tiles.end ? weights_at(t + 2, piece)
+                                         : weights_at(after ? tiles.begin : next_tile, piece_at(after));
+        next.weights = next.weights.over(blocks * steps);
         for (size_t b = 0; b < blocks; ++b) {
-          multiply(pair, rows, b, piece, o, next, sums[(t - tiles.begin) / 2 * blocks + b], *w.unscaled);
-          next.advance(piece.end - piece.begin);
+          TileSums<float>& acc = w.sums[(t - tiles.begin) / 2 * blocks + b];
+          if (next.rows.left) multiply(pair, rows, b, piece, o, next, acc, *w.unscaled);
+          else multiply(pair, rows, b, piece, o, next.weights, acc, *w.unscaled);
+          next.advance(steps);
         }
       }
     }
   }
 
-  // What is prefetched while rows pass the pair of tiles at `tile`.
-  PrefetchNext next_of(Range tiles, size_t tile, size_t blocks, Range piece) const {
-    const size_t after = piece.end < x_.steps ? piece.end : 0;
-    const bool last = tile + 2 >= tiles.end;
-    const size_t next = !last ? tile + 2 : after ? tiles.begin : tiles.end;
-    const size_t k = (last ? after : piece.begin) * Tiles::kStep, steps = piece.end - piece.begin;
-    const size_t bytes = steps * kTileBytes / (halves_ ? 2 : 1);
-    return {stored(next, k), stored(next + 1, k), bytes, round_up(ceil_div(bytes, blocks * steps), 64)};
+  // What is asked for: a piece of the weights of a pair of tiles; and of rows, unless L2 holds all of them.
+  Ahead<2> weights_at(size_t tile, Range piece) const {
+    const size_t from = piece.begin * Tiles::kStep, bytes = (piece.end - piece.begin) * kTileBytes;
+    return {{stored(tile, from), stored(tile + 1, from)}, halves_ ? bytes / 2 : bytes};
+  }
+  Ahead<1> rows_at(Range rows, Range piece) const {
+    const size_t step_bytes = round_up(rows.end - rows.begin, kTileHeight) * kTileRowBytes;
+    if (step_bytes * x_.steps <= kRowsInL2) return {};
+    return {{x_.at(rows.begin, piece.begin)}, step_bytes * (piece.end - piece.begin)};
   }
 
   // Adds a piece of K of a block of rows times a pair of tiles.
@@ -222,45 +222,6 @@ class TileProduct {
       if (unscaled.shape != TileShape{R > 1, T > 1}) add_scaled(unscaled);
       add_steps<R, T>(Tiles{}, o, steps, piece.begin == 0, meanwhile, acc, unscaled);
     });
-  }
-
-  // Outputs of row i of a pass; `to` is where output `first` goes.
-  void finish_row(const Epilogue& e, const Matrix& out, Range tiles, Range rows, size_t i, float* to, size_t first,
-                  const TileWorkspace& w) const {
-    const size_t blocks = blocks_of(rows), at = i % kBlockRows;
-    const auto sum = [&](size_t tile) {
-      const size_t t = tile - tiles.begin;
-      return load(w.sums[t / 2 * blocks + i / kBlockRows][at / kTileHeight][t % 2] + at % kTileHeight * kLanes);
-    };
-    for (size_t tile = tiles.begin; tile < tiles.end; tile += e.branches) {
-      const size_t column = tile / e.branches * kLanes, n = lanes_at(out, column);
-      Vec y = activate(e.activation, before_activation(e, tile, n, sum(tile)));
-      if (e.branches == 2) y = y * before_activation(e, tile + 1, n, sum(tile + 1));
-      store_n(to + (column - first), add_residual(e, rows.begin + i, column, n, y), n);
-    }
-  }
-
-  void finish_rows(Range tiles, Range rows, const TileWorkspace& w) const {
-    if (epilogue_.tiles) return leave_rows(tiles, rows, w);
-    const Epilogue e = epilogue_;  // copies: what they say stays in registers
-    const Matrix out = out_;
-    for (size_t row = rows.begin; row < rows.end; ++row)
-      finish_row(e, out, tiles, rows, row - rows.begin, out.row<float>(row), 0, w);
-  }
-
-  // As the tiles that their reader multiplies: whole units, as `tiles` begin with one.
-  void leave_rows(Range tiles, Range rows, const TileWorkspace& w) const {
-    const Epilogue e = epilogue_;
-    const Matrix out = out_;
-    const PackedRows left = left_in(out);
-    const size_t first = tiles.begin / e.branches * kLanes, past = tiles.end / e.branches * kLanes;
-    const size_t end = past < out.width ? past : out.width;
-    for (size_t row = rows.begin; row < rows.end; ++row) {
-      alignas(64) float y[kPanelTiles * kLanes];
-      finish_row(e, out, tiles, rows, row - rows.begin, y, first, w);
-      for (size_t k = first; k < end; k += Tiles::kUnit)
-        left.pack<Tiles>(row, k, y + (k - first), std::min(Tiles::kUnit, end - k));
-    }
   }
 
   const Factors& factors_;

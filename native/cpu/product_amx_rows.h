@@ -11,9 +11,10 @@ namespace ingot::cpu::INGOT_ISA {
 
 // A tile along K is a *step*: 32 bf16. `pack` takes up to kQuantBlock elements of a row, from a multiple of kUnit on; its
 // steps lie a tile apart.
-// Many rows pass a piece of the weights of two output tiles at a time, as much as stays in L1: 32 KB.
+// Many rows pass a piece of the weights of two output tiles at a time, as much as stays in L1: 32 KB; kPassRows of them,
+// whose piece stays in L2 beside their sums while a panel passes.
 struct Bf16Tiles {
-  static constexpr size_t kStep = 32, kPieceSteps = 16, kUnit = kStep;
+  static constexpr size_t kStep = 32, kPieceSteps = 16, kUnit = kStep, kPassRows = 256;
   static void pack(const float* from, size_t count, std::byte* to, size_t tile_bytes) {
     for (size_t k = 0; k < round_up(count, kStep); k += kLanes) {
       const size_t left = k < count ? count - k : 0;
@@ -25,7 +26,7 @@ struct Bf16Tiles {
 
 // Steps of 64 int8, scaled by block: `pack` returns the scale. 24 KB of weights leave room for sums to be scaled.
 struct Int8Tiles {
-  static constexpr size_t kStep = 64, kPieceSteps = 12, kUnit = kQuantBlock;
+  static constexpr size_t kStep = 64, kPieceSteps = 12, kUnit = kQuantBlock, kPassRows = 512;
   static float pack(const float* from, size_t count, std::byte* to, size_t tile_bytes) {
     if (count % kStep) std::memset(to + count / kStep * tile_bytes, 0, kStep);
     return quantize_block(from, count, [&](size_t k, Ints q) {

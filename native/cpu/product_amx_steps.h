@@ -7,6 +7,8 @@
 
 namespace ingot::cpu::INGOT_ISA {
 
+inline constexpr size_t kBlockRows = 2 * kTileHeight;
+
 // Sums of 32 rows by 32 outputs: [row tile][output tile][16][16].
 template <class T>
 using TileSums = T[2][2][kTileHeight * kLanes];
@@ -102,22 +104,35 @@ struct ExpandNext {
   }
 };
 
-// The weights of the next pair of tiles up to `end`, into L2.
-struct PrefetchNext {
-  const std::byte *first, *second;
-  size_t end, bytes;  // the latter: of each at a step, a multiple of 64
+// What is asked for into L2 meanwhile: `left` bytes of N streams, `bytes` of each at a step.
+template <size_t N>
+struct Ahead {
+  const std::byte* from[N] = {};
+  size_t left = 0, bytes = 0;  // the latter a multiple of 64
+
+  // Spreads all over so many steps.
+  Ahead over(size_t steps) const {
+    Ahead spread = *this;
+    return spread.bytes = round_up(ceil_div(left, steps), 64), spread;
+  }
   void operator()(size_t i) const {
-    for (size_t at = i * bytes; at < (i + 1) * bytes && at < end; at += 64) {
-      prefetch<kIntoL2>(first + at);
-      prefetch<kIntoL2>(second + at);
-    }
+    for (size_t at = i * bytes; at < (i + 1) * bytes && at < left; at += 64)
+      for (size_t n = 0; n < N; ++n) prefetch<kIntoL2>(from[n] + at);
   }
   // After a run of `steps`.
   void advance(size_t steps) {
-    const size_t done = steps * bytes;
-    first += done, second += done;
-    end -= done < end ? done : end;
+    const size_t done = std::min(left, steps * bytes);
+    for (size_t n = 0; n < N; ++n) from[n] += done;
+    left -= done;
   }
+};
+
+// The weights of the next pair of tiles, and of the next rows what L2 does not hold.
+struct PrefetchNext {
+  Ahead<2> weights;
+  Ahead<1> rows;
+  void operator()(size_t i) const { weights(i), rows(i); }
+  void advance(size_t steps) { weights.advance(steps), rows.advance(steps); }
 };
 
 // Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 weights. The intrinsics are macros that take numerals only.

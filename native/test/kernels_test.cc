@@ -87,9 +87,11 @@ void logits_case(Random& random, size_t m, size_t n, size_t k, DType dtype) {
   Register x(m, k), plain(m, n), capped(m, n);
   x.fill(random);
   const StoredFactors w(random, n, k, dtype);
+  const Stored bias = random_row(random, n);
   Call call{};
   call.inputs[op::logits::in_x] = x.matrix();
   w.give(call);
+  call.weights[op::logits::weight_bias] = bias.weight();
   for (const auto& [out, scale, cap] : {std::tuple{&plain, 1.0f, 0.0f}, {&capped, 0.5f, 3.0f}}) {
     const op::logits::Params params{24, 1, 0, uint32_t(n), uint32_t(k), scale, cap};
     call.outputs[0] = out->matrix();
@@ -116,7 +118,10 @@ void test_products() {
     // What is taken to come from memory is read otherwise.
     for (const auto& [m, k] : {std::pair<size_t, size_t>{1, 576}, {7, 600}})
       product_case(random, m, (size_t{1} << 20) / byte_size(dtype, k) + 40, k, dtype);
-    if (dtype != DType::i4) logits_case(random, 3, 50, 33, dtype);
+    // Two passes on AMX, of more rows than L2 holds.
+    if (dtype == DType::bf16 || dtype == DType::i8 || dtype == DType::i4) product_case(random, 530, 24, 1100, dtype);
+    for (const size_t m : {3, 9, 70})
+      if (dtype != DType::i4) logits_case(random, m, 50, 33, dtype);
   }
 }
 
@@ -252,7 +257,7 @@ void test_handing_on() {
     }
     handed_on_case(random, 65, 1088, dtype, 2, true);  // pieces of steps end within a panel
   }
-  handed_on_case(random, 530, 320, DType::i8, 2, true);  // two passes
+  for (DType dtype : {DType::bf16, DType::i8}) handed_on_case(random, 530, 320, dtype, 2, true);  // passes of rows
   handed_on_case(random, 70, 384, DType::f32, 2, false);
 }
 
