@@ -118,7 +118,7 @@ void test_products() {
     // What is taken to come from memory is read otherwise.
     for (const auto& [m, k] : {std::pair<size_t, size_t>{1, 576}, {7, 600}})
       product_case(random, m, (size_t{1} << 20) / byte_size(dtype, k) + 40, k, dtype);
-    // Two passes on AMX, of more rows than L2 holds.
+    // Several passes on AMX, of more rows than L2 is taken to hold.
     if (dtype == DType::bf16 || dtype == DType::i8 || dtype == DType::i4) product_case(random, 530, 24, 1100, dtype);
     for (const size_t m : {3, 9, 70})
       if (dtype != DType::i4) logits_case(random, m, 50, 33, dtype);
