@@ -150,9 +150,9 @@ struct IntegerProduct {
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int32_t x = peek<int32_t>(a + (quad * R + r) * 4);
+      const int8_t* x = a + (quad * R + r) * 4;
 #pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) s[r][t] = dot(s[r][t], b[t], x);
+      for (int t = 0; t < T; ++t) s[r][t] = dot<T>(s[r][t], b[t], x);
     }
   }
 

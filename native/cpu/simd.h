@@ -344,7 +344,7 @@ inline void store_sums(float* to, const Vec (&v)[kSums]) {
 // ---- integer dot products: lane n sums four products of its own weights with four activations ----
 //
 // int4 weights lie as two quads in the halves of each lane's four bytes; half 0 or 1 is taken as value + 8, unsigned, so
-// a sum starts at -8 x the activations.
+// a sum starts at -8 x the activations. `kUses` products read the same activations.
 inline constexpr int32_t kNibbleOffset = 8;
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 // The instruction takes unsigned times signed: weights are offset by 128, and a sum starts at -128 x the activations.
@@ -361,8 +361,14 @@ inline Quads load_nibbles(const uint8_t* p) {
   const __m512i biased = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-120));
   return {_mm512_and_si512(Half ? _mm512_srli_epi16(biased, 4) : biased, _mm512_set1_epi8(15))};
 }
-inline Ints dot(Ints sum, Quads w, int32_t activations) {
-  return {{(IntPart)_mm512_dpbusd_epi32((__m512i)sum.p[0], w.w, _mm512_set1_epi32(activations))}};
+template <int kUses>
+inline Ints dot(Ints sum, Quads w, const int8_t* activations) {
+  if constexpr (kUses > 1)
+    return {{(IntPart)_mm512_dpbusd_epi32((__m512i)sum.p[0], w.w, _mm512_set1_epi32(peek<int32_t>(activations)))}};
+  // Of one use from memory, spelled out: GCC 12 broadcasts by an instruction of its own.
+  typedef int8_t Four[4];
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.p[0]) : "v"(w.w), "m"(*reinterpret_cast<const Four*>(activations)));
+  return sum;
 }
 #elif defined(__AVXVNNI__)
 struct Quads { __m256i w[2]; };
@@ -380,8 +386,9 @@ inline Quads load_nibbles(const uint8_t* p) {
   }
   return quads;
 }
-inline Ints dot(Ints sum, Quads w, int32_t activations) {
-  const __m256i a = _mm256_set1_epi32(activations);
+template <int>
+inline Ints dot(Ints sum, Quads w, const int8_t* activations) {
+  const __m256i a = _mm256_set1_epi32(peek<int32_t>(activations));
   for (int i = 0; i < 2; ++i) sum.p[i] = (IntPart)_mm256_dpbusd_avx_epi32((__m256i)sum.p[i], w.w[i], a);
   return sum;
 }
@@ -407,9 +414,9 @@ inline __m256i pair_sums(Quads w, int half, __m256i a) {
   return _mm256_maddubs_epi16(_mm256_abs_epi8(w.w[half]), _mm256_sign_epi8(a, w.w[half]));
 }
 inline __m256i pair_sums(Nibbles w, int half, __m256i a) { return _mm256_maddubs_epi16(w.w[half], a); }
-template <class Weights>
-inline Ints dot(Ints sum, Weights w, int32_t activations) {
-  const __m256i a = _mm256_set1_epi32(activations), ones = _mm256_set1_epi16(1);
+template <int, class Weights>
+inline Ints dot(Ints sum, Weights w, const int8_t* activations) {
+  const __m256i a = _mm256_set1_epi32(peek<int32_t>(activations)), ones = _mm256_set1_epi16(1);
   const __m256i low = _mm256_madd_epi16(pair_sums(w, 0, a), ones), high = _mm256_madd_epi16(pair_sums(w, 1, a), ones);
 #if defined(INGOT_ISA_avx2)
   return {{sum.p[0] + (IntPart)low, sum.p[1] + (IntPart)high}};
@@ -430,10 +437,10 @@ struct Nibbles {
 inline Quads load_quads(const int8_t* p) { return {p}; }
 template <int Half>
 inline Nibbles<Half> load_nibbles(const uint8_t* p) { return {p}; }
-template <class Weights>
-inline Ints dot(Ints sum, Weights w, int32_t activations) {
+template <int, class Weights>
+inline Ints dot(Ints sum, Weights w, const int8_t* activations) {
   int8_t a[4];
-  std::memcpy(a, &activations, 4);
+  std::memcpy(a, activations, 4);
   for (size_t n = 0; n < kLanes; ++n) {
     const size_t q = n * 4;
     sum.p[n / 4][n % 4] += w[q] * a[0] + w[q + 1] * a[1] + w[q + 2] * a[2] + w[q + 3] * a[3];
