@@ -25,24 +25,42 @@ void with_rows(size_t rows, const F& f) {
   }
 }
 
-// Tiles [begin, end) of R rows, T at a time while that many are left; done(row, tile, sum) takes each.
-template <int R, int T, class Product, class Done>
-void sweep(const Product& product, const Done& done, size_t row, size_t begin, size_t end) {
+// Where the sums of a product go, whose tiles count from `first` of the weight's.
+struct Outputs {
+  const Epilogue& epilogue;
+  const Matrix& out;
+  size_t first = 0;
+
+  void finish_sum(size_t row, size_t tile, Vec sum) const { finish(epilogue, out, row, first + tile, sum); }
+  // Asks for what finishing reads and writes: of many rows, each is on a page of its own.
+  void ask_for(size_t row, size_t tile) const {
+    const size_t column = (first + tile) / epilogue.branches * kLanes;
+    prefetch<kIntoL2>(out.row<float>(row) + column);
+    if (epilogue.residual) prefetch<kIntoL2>(epilogue.residual.row<float>(row) + column);
+  }
+};
+
+// Tiles [begin, end) of R rows, T at a time while that many are left.
+template <bool Streams, int R, int T, class Product>
+void sweep(const Product& product, const Outputs& outputs, size_t row, size_t begin, size_t end) {
   for (; end - begin >= size_t(T); begin += T) {
+    for (int r = 0; !Streams && r < R; ++r)
+      for (int t = 0; t < T; ++t) outputs.ask_for(row + r, begin + t);
     Vec acc[R][T];
     product.template block<R, T>(row, begin, acc);
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) done(row + r, begin + t, acc[r][t]);
+      for (int t = 0; t < T; ++t) outputs.finish_sum(row + r, begin + t, acc[r][t]);
   }
-  if constexpr (T > 1) sweep<R, T / 2>(product, done, row, begin, end);
+  if constexpr (T > 1) sweep<Streams, R, T / 2>(product, outputs, row, begin, end);
 }
 
 // Tiles [begin, end) of a range of rows, a panel at a time.
-template <bool Streams, class Product, class Done>
-void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Done& done) {
+template <bool Streams, class Product>
+void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Outputs& outputs) {
   for (size_t row = rows.begin; row < rows.end; row += kPanel) {
-    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel,
-              [&]<int R>() { sweep<R, Streams ? streams_of(R) : tiles_of(R)>(product, done, row, begin, end); });
+    with_rows(rows.end - row < kPanel ? rows.end - row : kPanel, [&]<int R>() {
+      sweep<Streams, R, Streams ? streams_of(R) : tiles_of(R)>(product, outputs, row, begin, end);
+    });
   }
 }
 
@@ -50,16 +68,16 @@ template <class Product>
 void run_blocks(const Context& context, const Product& product, const Weight& weight, const Epilogue& epilogue,
                 size_t rows, const Matrix& out) {
   const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
-  const auto done = [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, tile, y); };
+  const Outputs outputs{epilogue, out};
   const size_t branches = epilogue.branches, tiles = ceil_div(out.width, kLanes);
   const bool streams = rows <= kPanel && from_memory(weight);
   split(context, tiles, 1, rows, kPanel, rows * product.k * out.width * branches, kWholePart,
-        [&](Range outputs, Range part, unsigned) {
-          const Range tiles{outputs.begin * branches, outputs.end * branches};
+        [&](Range part_tiles, Range part, unsigned) {
+          const Range tiles{part_tiles.begin * branches, part_tiles.end * branches};
           for (size_t t = tiles.begin; t < tiles.end; t += group) {
             const size_t end = tiles.end - t < group ? tiles.end : t + group;
-            if (streams) run_rows<true>(product, part, t, end, done);
-            else run_rows<false>(product, part, t, end, done);
+            if (streams) run_rows<true>(product, part, t, end, outputs);
+            else run_rows<false>(product, part, t, end, outputs);
           }
         });
 }
@@ -172,8 +190,7 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
       // Tiles of the product count from t: buffer, scales and outputs begin there.
       const IntegerProduct<CachedWeights> product{
           q.panels, q.scales, q.offsets, buffer, factors.scales.as<uint16_t>() + t * blocks * kLanes, nullptr, k};
-      run_rows<false>(product, rows, 0, count,
-                      [&](size_t row, size_t tile, Vec y) { finish(epilogue, out, row, t + tile, y); });
+      run_rows<false>(product, rows, 0, count, Outputs{epilogue, out, t});
     }
   };
   split(context, ceil_div(out.width, kLanes), 1, x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
