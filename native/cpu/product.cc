@@ -29,11 +29,13 @@ void with_rows(size_t rows, const F& f) {
 struct Outputs {
   const Epilogue& epilogue;
   const Matrix& out;
+  bool many;  // rows, more than a panel
   size_t first = 0;
 
   void finish_sum(size_t row, size_t tile, Vec sum) const { finish(epilogue, out, row, first + tile, sum); }
   // Asks for what finishing reads and writes: of many rows, each is on a page of its own.
   void ask_for(size_t row, size_t tile) const {
+    if (!many) return;
     const size_t column = (first + tile) / epilogue.branches * kLanes;
     prefetch<kIntoL2>(out.row<float>(row) + column);
     if (epilogue.residual) prefetch<kIntoL2>(epilogue.residual.row<float>(row) + column);
@@ -41,17 +43,17 @@ struct Outputs {
 };
 
 // Tiles [begin, end) of R rows, T at a time while that many are left.
-template <bool Streams, int R, int T, class Product>
+template <int R, int T, class Product>
 void sweep(const Product& product, const Outputs& outputs, size_t row, size_t begin, size_t end) {
   for (; end - begin >= size_t(T); begin += T) {
-    for (int r = 0; !Streams && r < R; ++r)
+    for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t) outputs.ask_for(row + r, begin + t);
     Vec acc[R][T];
     product.template block<R, T>(row, begin, acc);
     for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t) outputs.finish_sum(row + r, begin + t, acc[r][t]);
   }
-  if constexpr (T > 1) sweep<Streams, R, T / 2>(product, outputs, row, begin, end);
+  if constexpr (T > 1) sweep<R, T / 2>(product, outputs, row, begin, end);
 }
 
 // Tiles [begin, end) of a range of rows, a panel at a time.
@@ -59,18 +61,18 @@ template <bool Streams, class Product>
 void run_rows(const Product& product, Range rows, size_t begin, size_t end, const Outputs& outputs) {
   for (size_t row = rows.begin; row < rows.end; row += kPanel) {
     with_rows(rows.end - row < kPanel ? rows.end - row : kPanel, [&]<int R>() {
-      sweep<Streams, R, Streams ? streams_of(R) : tiles_of(R)>(product, outputs, row, begin, end);
+      sweep<R, Streams ? streams_of(R) : tiles_of(R)>(product, outputs, row, begin, end);
     });
   }
 }
 
+// `streams`: weights come from memory for these rows alone.
 template <class Product>
-void run_blocks(const Context& context, const Product& product, const Weight& weight, const Epilogue& epilogue,
-                size_t rows, const Matrix& out) {
-  const size_t group = rows <= kPanel ? 4 : 2;  // tiles that stay in cache while all rows pass
-  const Outputs outputs{epilogue, out};
+void run_blocks(const Context& context, const Product& product, bool streams, const Epilogue& epilogue, size_t rows,
+                const Matrix& out) {
+  const Outputs outputs{epilogue, out, rows > kPanel};
+  const size_t group = outputs.many ? 2 : 4;  // tiles that stay in cache while all rows pass
   const size_t branches = epilogue.branches, tiles = ceil_div(out.width, kLanes);
-  const bool streams = rows <= kPanel && from_memory(weight);
   split(context, tiles, 1, rows, kPanel, rows * product.k * out.width * branches, kWholePart,
         [&](Range part_tiles, Range part, unsigned) {
           const Range tiles{part_tiles.begin * branches, part_tiles.end * branches};
@@ -119,7 +121,7 @@ void float_product(const Context& context, const Input& x, const Weight& weight,
   const size_t k = round_up(x.width, kLayouts[size_t(weight.layout)].align);
   constexpr bool round = std::is_same_v<Weights, Bf16Weights>;
   const FloatProduct<Weights> product{pack_floats<round>(context, x, k), weight.as<typename Weights::Element>(), k};
-  run_blocks(context, product, weight, epilogue, x.rows, out);
+  run_blocks(context, product, x.rows <= kPanel && from_memory(weight), epilogue, x.rows, out);
 }
 
 // x as int8: panels of quads, with the scales of blocks and the offsets of spans.
@@ -170,8 +172,12 @@ void integer_product(const Context& context, const Input& x, const Factors& fact
                                         factors.scales.as<uint16_t>(),
                                         factors.sub_scales.as<int8_t>(),
                                         k};
-  run_blocks(context, product, factors.weight, epilogue, x.rows, out);
+  const bool streams = from_memory(factors.weight) && (x.rows <= kPanel || product.kSubScaled);
+  run_blocks(context, product, streams, epilogue, x.rows, out);
 }
+
+// Up to here int4 weights are unpacked for each panel of rows; beyond, expanding them once costs less.
+constexpr size_t kFewInt4Rows = 3 * kPanel;
 
 // int4 weights for many rows: expanded to int8 once, a few tiles at a time.
 void expanded_product(const Context& context, const Input& x, const Factors& factors, const Epilogue& epilogue,
@@ -190,7 +196,7 @@ void expanded_product(const Context& context, const Input& x, const Factors& fac
       // Tiles of the product count from t: buffer, scales and outputs begin there.
       const IntegerProduct<CachedWeights> product{
           q.panels, q.scales, q.offsets, buffer, factors.scales.as<uint16_t>() + t * blocks * kLanes, nullptr, k};
-      run_rows<false>(product, rows, 0, count, Outputs{epilogue, out, t});
+      run_rows<false>(product, rows, 0, count, Outputs{epilogue, out, true, t});
     }
   };
   split(context, ceil_div(out.width, kLanes), 1, x.rows, kPanel, x.rows * k * out.width * branches, kWholePart, piece);
@@ -210,8 +216,8 @@ void product(const Context& context, const Input& x, const Factors& factors, con
     case DType::bf16: return float_product<Bf16Weights>(context, x, factors.weight, epilogue, out);
     case DType::i8: return integer_product<Int8Weights>(context, x, factors, epilogue, out);
     case DType::i4:
-      return x.rows <= kPanel ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
-                              : expanded_product(context, x, factors, epilogue, out);
+      return x.rows <= kFewInt4Rows ? integer_product<Int4Weights>(context, x, factors, epilogue, out)
+                                    : expanded_product(context, x, factors, epilogue, out);
     case DType::e4m3:  // the kernel table does not list it
     case DType::i32: return;  // not a weight's type
   }
