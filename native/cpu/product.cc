@@ -66,7 +66,7 @@ void run_rows(const Product& product, Range rows, size_t begin, size_t end, cons
   }
 }
 
-// `streams`: weights come from memory for these rows alone.
+// `streams`: weights come from memory, so that each tile is a stream of its own.
 template <class Product>
 void run_blocks(const Context& context, const Product& product, bool streams, const Epilogue& epilogue, size_t rows,
                 const Matrix& out) {
