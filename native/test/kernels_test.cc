@@ -116,7 +116,7 @@ void test_products() {
     product_case(random, 70, 40, 600, dtype);   // a chunk of tiles, and a block that ends within one
     product_case(random, 5, 48, 832, dtype);    // blocks of K that are tiles as they lie
     // What is taken to come from memory is read otherwise.
-    for (const auto& [m, k] : {std::pair<size_t, size_t>{1, 576}, {7, 600}})
+    for (const auto& [m, k] : {std::pair<size_t, size_t>{1, 576}, {7, 600}, {9, 576}})
       product_case(random, m, (size_t{1} << 20) / byte_size(dtype, k) + 40, k, dtype);
     // Several passes on AMX, of more rows than L2 is taken to hold.
     if (dtype == DType::bf16 || dtype == DType::i8 || dtype == DType::i4) product_case(random, 530, 24, 1100, dtype);
