@@ -75,7 +75,7 @@ struct Attention {
   size_t cut(Tile* tiles, size_t most_rows) const;
   size_t units_of(const Tile* tiles, size_t count, bool by_split, Unit* units) const;
   Range seen(const Tile& tile, size_t split) const;
-  template <class S> void attend(const Piece& piece, const Piece& next, float* memory, const Partial& to) const;
+  template <class S> void attend(const Piece& piece, const Piece& next, float* memory, const Partial& to, OwnTiles&) const;
   void finish(const Tile& tile, size_t head, const Partial& partial) const;
   template <class S> void run_tiles() const;
 
@@ -106,7 +106,7 @@ Attention::Attention(const Context& context, const Call& call)
   rounds = dtype == DType::bf16 || dtype == DType::i8;
   tiles = kHasTiles && rounds && dim >= 32 && (dtype != DType::i8 || rows_of_longest() >= kLeastInt8Rows);
   query_elements = tiles ? round_up(dim, 32) : dim;
-  // Tiles read whole, so past the last row.
+  // More than 16 rows are read in whole tiles, so past the last row.
   queries = context.scratch.take<std::byte>((step.tokens * p.heads + kLanes) * query_bytes());
 }
 
@@ -190,7 +190,8 @@ Range Attention::seen(const Tile& tile, size_t split) const {
 
 // The rows of a tile over one piece; `next`, of a tile or of none, is what this thread will probably read then.
 template <class S>
-void Attention::attend(const Piece& piece, const Piece& next, float* memory, const Partial& to) const {
+void Attention::attend(const Piece& piece, const Piece& next, float* memory, const Partial& to,
+                       [[maybe_unused]] OwnTiles& own_tiles) const {
   const Step& step = context.step;
   const Tile& tile = *piece.tile;
   const size_t head = piece.head;
@@ -245,7 +246,7 @@ void Attention::attend(const Piece& piece, const Piece& next, float* memory, con
 #if defined(INGOT_ISA_amx)
   if constexpr (S::kRounds) {
     if (tiles) {
-      const TileLease lease;
+      own_tiles.set_rows(tile.count);
       uint16_t* wide = reinterpret_cast<uint16_t*>(buffer);
       const TilePages keys(split_pages, 0, wide);
       tile_score_pages(keys, reinterpret_cast<const uint16_t*>(query), query_elements, tile.count, scores);
@@ -295,7 +296,7 @@ void Attention::run_tiles() const {
     new (missing + i) std::atomic<uint32_t>(tiles[i / p.kv_heads].splits);
   }
 
-  each_claimed(context, unit_count * p.kv_heads, [&](size_t i, unsigned thread) {
+  each_claimed<OwnTiles>(context, unit_count * p.kv_heads, [&](size_t i, unsigned thread, OwnTiles& own_tiles) {
     const size_t item = unit_count * p.kv_heads - 1 - i;  // late tokens see most: they go first
     const size_t head = item % p.kv_heads, index = item / p.kv_heads;
     const Unit& unit = units[index];
@@ -311,7 +312,7 @@ void Attention::run_tiles() const {
       after = {tiles + later.tile, (item - threads) % p.kv_heads, later.split};
     }
     if (by_split) {
-      attend<S>({&tile, head, unit.split}, after, own, partial_of(index));
+      attend<S>({&tile, head, unit.split}, after, own, partial_of(index), own_tiles);
       std::atomic<uint32_t>& left = missing[unit.tile * p.kv_heads + head];
       if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
       const size_t first = index - (unit.split - tile.split);
@@ -322,7 +323,7 @@ void Attention::run_tiles() const {
     const Partial sum(own + floats - 2 * partial_floats, tile.count), next(own + floats - partial_floats, tile.count);
     for (size_t s = 0; s < tile.splits; ++s) {
       const Piece later = s + 1 < tile.splits ? Piece{&tile, head, tile.split + s + 1} : after;
-      attend<S>({&tile, head, tile.split + s}, later, own, s ? next : sum);
+      attend<S>({&tile, head, tile.split + s}, later, own, s ? next : sum, own_tiles);
       if (s) sum.merge(next, tile.count, dim);
     }
     finish(tile, head, sum);

@@ -1,6 +1,7 @@
 // Scores and outputs of a bf16 state on AMX tiles, in blocks of up to 32 rows. Keys and values are read as they lie.
 #pragma once
 #include "attention_state.h"
+#include "parallel.h"
 #include "prefetch.h"
 #include "tiles.h"
 
@@ -8,6 +9,7 @@ namespace ingot::cpu::INGOT_ISA::paged {
 
 #if defined(INGOT_ISA_amx)
 inline constexpr bool kHasTiles = true;
+using OwnTiles = TileLease;
 
 // Elements [first, first + count) of the next page into L1, and of the one after it into L2, unless they are nullptr.
 inline void prefetch_pages(const uint16_t* const* page, size_t first, size_t count) {
@@ -92,6 +94,7 @@ void tile_outputs(const uint16_t* weights, size_t weight_stride, const uint16_t*
 }
 #else
 inline constexpr bool kHasTiles = false;
+using OwnTiles = None;
 #endif
 
 }  // namespace ingot::cpu::INGOT_ISA::paged

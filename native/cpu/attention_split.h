@@ -176,8 +176,8 @@ struct TilePages {
   }
 };
 
-// As score_pages and weigh_pages, on tiles. Rows are read and scores written up to a multiple of 16; queries are
-// `stride` apart, weights two bytes each.
+// As score_pages and weigh_pages, on tiles. More than 16 rows are read, and their scores written, up to a multiple of 16;
+// queries are `stride` apart, weights two bytes each.
 inline void tile_score_pages(const TilePages& keys, const uint16_t* queries, size_t stride, size_t rows,
                              float* scores) {
   for (size_t i = 0; i < keys.count; ++i) {

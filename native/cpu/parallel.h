@@ -42,13 +42,16 @@ void each_vector(const Context& context, size_t rows, size_t width, const Body& 
   });
 }
 
-// body(i, thread) for i in [0, count), each claimed by whichever thread is free.
-template <class Body>
+struct None {};
+
+// body(i, thread, own) for i in [0, count), each claimed by whichever thread is free; `own` is that thread's for all of its.
+template <class Own = None, class Body>
 void each_claimed(const Context& context, size_t count, const Body& body) {
   struct Work { const Body& body; size_t count; std::atomic<size_t> next{0}; } work{body, count};
   const auto task = [](void* data, unsigned thread, unsigned) {
     Work& w = *static_cast<Work*>(data);
-    for (size_t i; (i = w.next.fetch_add(1, std::memory_order_relaxed)) < w.count;) w.body(i, thread);
+    Own own;
+    for (size_t i; (i = w.next.fetch_add(1, std::memory_order_relaxed)) < w.count;) w.body(i, thread, own);
   };
   if (count <= 1) task(&work, 0, 1);
   else context.pool.run(task, &work);

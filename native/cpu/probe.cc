@@ -150,7 +150,7 @@ void bf16(size_t rounds) {
 #if defined(INGOT_ISA_amx)
 void clear_tiles() {
   asm volatile("" ::: "memory");
-  _tile_loadconfig(&kTileConfig);
+  _tile_loadconfig(&kTileConfigs.back());
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

@@ -42,9 +42,10 @@ struct Outputs {
   }
 };
 
-// Tiles [begin, end) of R rows, T at a time while that many are left.
+// Tiles [begin, end) of R rows, T at a time while that many are left. On its own: inlined, its sums would share registers
+// with what surrounds it.
 template <int R, int T, class Product>
-void sweep(const Product& product, const Outputs& outputs, size_t row, size_t begin, size_t end) {
+[[gnu::noinline]] void sweep(const Product& product, const Outputs& outputs, size_t row, size_t begin, size_t end) {
   for (; end - begin >= size_t(T); begin += T) {
     for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t) outputs.ask_for(row + r, begin + t);

@@ -44,7 +44,8 @@ class TileProduct {
     const size_t run = few_ ? kWholePart : kPanelTiles;
     const size_t unit = epilogue.tiles ? Tiles::kUnit / kLanes : 1;
     split(context, tiles, unit, x.rows, kBlockRows, products, run, [&](Range outputs, Range rows, unsigned thread) {
-      const TileLease lease(kTileConfigs[x_.height - 1]);
+      TileLease lease;
+      lease.set_rows(x_.height);
       const Range range{outputs.begin * epilogue.branches, outputs.end * epilogue.branches};
       if (few_) few_rows(range, rows, workspaces[thread]);
       else many_rows(range, rows, workspaces[thread]);

@@ -299,7 +299,7 @@ void sample(const Context& context, const Call& call) {
   for (size_t r = 0; r < logits.rows; ++r) needs.fit(sampler, context.step.sampling[r]);
   std::byte* memory = context.scratch.take<std::byte>(needs.bytes() * context.pool.threads());
 
-  each_claimed(context, logits.rows, [&](size_t r, unsigned thread) {
+  each_claimed(context, logits.rows, [&](size_t r, unsigned thread, None) {
     const SampleParams& p = context.step.sampling[r];
     int32_t *token = tokens.row<int32_t>(r), *top = top_tokens.row<int32_t>(r);
     float* logprob = logprobs.row<float>(r);

@@ -1,5 +1,6 @@
 // AMX tiles as every kernel here uses them: eight of 16 rows of 64 bytes.
 #pragma once
+#include <algorithm>
 #include <array>
 
 #include "simd.h"
@@ -16,7 +17,6 @@ struct TileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-alignas(64) inline constexpr TileConfig kTileConfig;
 // Of a product of up to 16 rows, by their number less one: sums and rows of x are no higher, weights (6 and 7) are full.
 alignas(64) inline constexpr auto kTileConfigs = [] {
   std::array<TileConfig, kTileHeight> configs;
@@ -25,12 +25,25 @@ alignas(64) inline constexpr auto kTileConfigs = [] {
   return configs;
 }();
 
-// The calling thread's tiles, while this lives.
-struct TileLease {
-  explicit TileLease(const TileConfig& config = kTileConfig) { _tile_loadconfig(&config); }
-  ~TileLease() { _tile_release(); }
+// The calling thread's tiles, while this lives: as high as was said last.
+class TileLease {
+ public:
+  TileLease() = default;
   TileLease(const TileLease&) = delete;
   TileLease& operator=(const TileLease&) = delete;
+  ~TileLease() {
+    if (rows_) _tile_release();
+  }
+  // Of up to `rows` rows at once, at least 1. Tiles hold nothing after a change.
+  void set_rows(size_t rows) {
+    rows = std::min(rows, kTileHeight);
+    if (rows == rows_) return;
+    _tile_loadconfig(&kTileConfigs[rows - 1]);
+    rows_ = rows;
+  }
+
+ private:
+  size_t rows_ = 0;
 };
 
 }  // namespace ingot::cpu::INGOT_ISA
