@@ -42,9 +42,10 @@ void each_vector(const Context& context, size_t rows, size_t width, const Body& 
   });
 }
 
+// What a thread has of its own where it needs nothing.
 struct None {};
 
-// body(i, thread, own) for i in [0, count), each claimed by whichever thread is free; `own` is that thread's for all of its.
+// body(i, thread, own) for i in [0, count), each claimed by whichever thread is free; that has one Own for all it claims.
 template <class Own = None, class Body>
 void each_claimed(const Context& context, size_t count, const Body& body) {
   struct Work { const Body& body; size_t count; std::atomic<size_t> next{0}; } work{body, count};
