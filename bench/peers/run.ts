@@ -135,7 +135,7 @@ async function save(): Promise<string> {
   const speeds = `read ${peaks.read.toFixed(1)} GB/s, int8 ${(peaks.i8 / 1000).toFixed(2)} TOPS, bf16 ${(peaks.bf16 / 1000).toFixed(2)} TFLOPS`
   const report = [
     `# ${title}, ${date}`,
-    `${devices()}. Ceilings: ${speeds}. Medians of ${rounds} rounds of fresh processes, taken in turns; ratios are of pairs, with the least and the most.`,
+    `${devices()}. Ceilings: ${speeds}. Medians of rounds of fresh processes, taken in turns; ratios are of pairs, with the least and the most.`,
     speedTable(rows),
     `## Against the bars`,
     goalTable(rows),

@@ -87,6 +87,7 @@ describe('rows', () => {
     const parity = { ingot: distance, peer: distance, timed: distance, pass: false }
     const rows = rowsOf({ ...subject, parity }, decode, peaks)
     expect(speedTable(rows)).toContain('FAIL')
+    expect(speedTable(rows)).toContain('(2.00 to 4.00) | 2 |') // not of the third, which has no pair
     expect(chart(rows, 'a < b', 'note')).toMatch(/a &#60; b[\s\S]*parity FAILS[\s\S]*<\/svg>/)
   })
 })

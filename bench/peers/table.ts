@@ -171,7 +171,7 @@ const spreadText = ({ median: middle, least, most }: Range) => `${number(middle)
 export const markdownTable = (head: readonly string[], rows: readonly (readonly string[])[]) =>
   [head, head.map(() => '---'), ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n')
 
-/** Every row: speeds, ratio, shares of the ceiling, resident memory over weights and state, first token, verdict. */
+/** Every row: speeds, ratio and how many rounds it is of, shares of the ceiling, resident memory over weights and state, first token, verdict. */
 export function speedTable(rows: readonly Row[]): string {
   const head = [
     'model',
@@ -180,6 +180,7 @@ export function speedTable(rows: readonly Row[]): string {
     'Ingot',
     'node-llama-cpp',
     'ratio',
+    'rounds',
     'of the ceiling',
     'MB over weights + state',
     'open to first token, ms',
@@ -194,7 +195,8 @@ export function speedTable(rows: readonly Row[]): string {
       scenarios[row.scenario].label,
       `${number(row.ingot.value.median)} ${unitOf(row.scenario)}`,
       `${number(row.peer.value.median)} ${unitOf(row.scenario)}`,
-      `${spreadText(row.ratio)}`,
+      spreadText(row.ratio),
+      `${row.rounds}`,
       row.ingot.share === undefined ? '' : both(({ share }) => percent(share), row),
       both(({ overhead }) => megabytes(overhead), row),
       both(({ firstTokenMs }) => firstTokenMs.toFixed(0), row),
